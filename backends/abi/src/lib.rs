@@ -1,0 +1,1 @@
+//! The C contract between the VMM and a CPU backend.

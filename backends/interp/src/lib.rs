@@ -1,0 +1,1 @@
+//! The interpreter backend: x86-64 on any host.

@@ -1,0 +1,1 @@
+//! Canonical x86 CPU state: frozen versioned sections, their validation, CPU models.

@@ -1,0 +1,1 @@
+//! A backend without a CPU, for tests of the contract and the VMM.

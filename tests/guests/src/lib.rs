@@ -1,0 +1,1 @@
+//! Guest programs, assembled for x86-64 on any host.

@@ -1,0 +1,1 @@
+//! End-to-end tests, their harness, the conformance suite, vectors, fuzzing and benches.

@@ -1,0 +1,1 @@
+//! The microVM monitor: library and the godwit program.

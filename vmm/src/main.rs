@@ -1,0 +1,2 @@
+//! The `godwit` program.
+fn main() {}
