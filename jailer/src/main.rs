@@ -3,8 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    eprintln!(
-        "godwit-jailer: not yet: the jail is built in its own issue; run godwit directly for now"
-    );
+    eprintln!("godwit-jailer: not yet: the jail is built in its own issue; run godwit directly for now");
     ExitCode::from(2)
 }

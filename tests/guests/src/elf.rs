@@ -22,14 +22,7 @@ const EHDR: usize = 64;
 const PHDR: usize = 56;
 const ALIGN: usize = 4096;
 
-fn program_header(
-    kind: u32,
-    flags: u32,
-    offset: usize,
-    gpa: u64,
-    size: usize,
-    align: u64,
-) -> Vec<u8> {
+fn program_header(kind: u32, flags: u32, offset: usize, gpa: u64, size: usize, align: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(PHDR);
     out.extend(kind.to_le_bytes());
     out.extend(flags.to_le_bytes());
@@ -67,14 +60,7 @@ pub fn write(segments: &[Segment], entry64: u64, entry32: u32) -> Vec<u8> {
     let mut body_at = (note_at + note.len()).next_multiple_of(ALIGN);
     for segment in segments {
         let flags = if segment.executable { 7 } else { 6 };
-        out.extend(program_header(
-            1,
-            flags,
-            body_at,
-            segment.gpa,
-            segment.bytes.len(),
-            ALIGN as u64,
-        ));
+        out.extend(program_header(1, flags, body_at, segment.gpa, segment.bytes.len(), ALIGN as u64));
         body_at += segment.bytes.len().next_multiple_of(ALIGN);
     }
     out.extend(program_header(4, 4, note_at, 0, note.len(), 4));

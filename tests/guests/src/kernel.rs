@@ -89,11 +89,7 @@ fn pvh_entry(long_mode: u64) -> Result<Vec<u8>, IcedError> {
     a.wrmsr()?;
     a.mov(eax, CR0)?;
     a.mov(cr0, eax)?;
-    a.add_instruction(Instruction::with_far_branch(
-        Code::Jmp_ptr1632,
-        KERNEL_CS,
-        long_mode as u32,
-    )?)?;
+    a.add_instruction(Instruction::with_far_branch(Code::Jmp_ptr1632, KERNEL_CS, long_mode as u32)?)?;
     a.assemble(KERNEL_TEXT)
 }
 
@@ -126,11 +122,7 @@ impl Assembler {
             print: a.create_label(),
             print_hex: a.create_label(),
         };
-        Ok(Self {
-            a,
-            r,
-            text: Vec::new(),
-        })
+        Ok(Self { a, r, text: Vec::new() })
     }
 
     fn out(&mut self, port: u16, value: u8) -> Asm {
@@ -308,8 +300,7 @@ impl Assembler {
     /// which many boards lack); without a PIT, TSC cycles over 10 ms of a 1 GHz LAPIC.
     fn measure(&mut self, done: CodeLabel) -> Asm {
         let a = &mut self.a;
-        let (mut wait, mut moving, mut long_enough) =
-            (a.create_label(), a.create_label(), a.create_label());
+        let (mut wait, mut moving, mut long_enough) = (a.create_label(), a.create_label(), a.create_label());
         let (mut no_pit, mut lapic_wait) = (a.create_label(), a.create_label());
         a.mov(al, 0x34)?; // channel 0, both bytes, rate generator
         a.out(0x43, al)?;
@@ -421,8 +412,7 @@ impl Assembler {
     /// Sends the print ring's contents; clobbers RAX, RCX, RDX, RSI, RDI.
     fn drain_routine(&mut self) -> Asm {
         let a = &mut self.a;
-        let (mut more, mut poll, mut ready) =
-            (a.create_label(), a.create_label(), a.create_label());
+        let (mut more, mut poll, mut ready) = (a.create_label(), a.create_label(), a.create_label());
         let (mut burst, mut end) = (a.create_label(), a.create_label());
         a.set_label(&mut self.r.drain)?;
         a.mov(rcx, qword_ptr(RING_TAIL))?;
@@ -458,12 +448,8 @@ impl Assembler {
     /// Prints ECX bytes at RSI past the ring, and RAX in hexadecimal; clobbers RAX to RDI.
     fn print_routines(&mut self) -> Asm {
         let a = &mut self.a;
-        let (mut next, mut poll, mut digit, mut decimal) = (
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-        );
+        let (mut next, mut poll, mut digit, mut decimal) =
+            (a.create_label(), a.create_label(), a.create_label(), a.create_label());
         a.set_label(&mut self.r.print)?;
         a.zero_bytes()?;
         a.set_label(&mut next)?;
@@ -550,12 +536,8 @@ impl Assembler {
     /// #PF: a service call, or a fault like any other. Stack: error code, RIP, CS, ...
     fn page_fault_handler(&mut self, fault: CodeLabel) -> Asm {
         let a = &mut self.a;
-        let (mut other, mut flush, mut wait, mut out) = (
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-        );
+        let (mut other, mut flush, mut wait, mut out) =
+            (a.create_label(), a.create_label(), a.create_label(), a.create_label());
         a.push(rax)?;
         a.mov(rax, cr2)?;
         a.cmp(rax, SERVICE as i32)?;
@@ -594,12 +576,7 @@ impl Assembler {
     /// Says which exception, where, and resets. Stack: vector, error code, RIP, CS, ...
     fn fault_routine(&mut self) -> Asm {
         self.a.call(self.r.drain)?;
-        for (name, offset) in [
-            ("\nPANIC vector=", 0),
-            (" error=", 8),
-            (" rip=", 16),
-            (" rsp=", 40),
-        ] {
+        for (name, offset) in [("\nPANIC vector=", 0), (" error=", 8), (" rip=", 16), (" rsp=", 40)] {
             self.print(name)?;
             self.a.mov(rax, qword_ptr(rsp + offset))?;
             self.a.call(self.r.print_hex)?;
@@ -656,16 +633,10 @@ pub(crate) fn build(config: &Config<'_>) -> Asm<Kernel> {
         k.a.set_label(&mut label)?;
         k.a.db(&bytes)?;
     }
-    let text = k.a.assemble_options(
-        KERNEL_TEXT64,
-        BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS,
-    )?;
+    let text = k.a.assemble_options(KERNEL_TEXT64, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
     let mut gates = Vec::new();
     for (vector, label) in handlers {
-        gates.push(Gate {
-            vector,
-            handler: text.label_ip(&label)?,
-        });
+        gates.push(Gate { vector, handler: text.label_ip(&label)? });
     }
     let entry = pvh_entry(text.label_ip(&common)?)?;
 
@@ -674,9 +645,5 @@ pub(crate) fn build(config: &Config<'_>) -> Asm<Kernel> {
     let at = (KERNEL_TEXT - KERNEL) as usize;
     bytes[at..at + entry.len()].copy_from_slice(&entry);
     bytes.extend(&text.inner.code_buffer);
-    Ok(Kernel {
-        bytes,
-        entry32: KERNEL_TEXT as u32,
-        entry64: text.label_ip(&linux)?,
-    })
+    Ok(Kernel { bytes, entry32: KERNEL_TEXT as u32, entry64: text.label_ip(&linux)? })
 }

@@ -24,11 +24,8 @@ pub struct Guest {
 }
 
 /// All guests.
-pub const GUESTS: &[Guest] = &[Guest {
-    name: "hello",
-    about: "prints one line as early as it can and resets",
-    build: hello::build,
-}];
+pub const GUESTS: &[Guest] =
+    &[Guest { name: "hello", about: "prints one line as early as it can and resets", build: hello::build }];
 
 /// Why a guest was not built.
 #[derive(Debug)]

@@ -53,13 +53,8 @@ pub(crate) fn kernel_stack_top(cpu: u64) -> u64 {
 
 fn segments(image: &mut [u8]) {
     // Null, then code, data, user data, user code: the order that syscall and sysret want.
-    let fixed: [u64; 5] = [
-        0,
-        0x00af_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        0x00cf_f300_0000_ffff,
-        0x00af_fb00_0000_ffff,
-    ];
+    let fixed: [u64; 5] =
+        [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
     for (slot, descriptor) in (0..).zip(fixed) {
         put64(image, GDT + slot * 8, descriptor);
     }
@@ -72,11 +67,7 @@ fn segments(image: &mut [u8]) {
         put64(image, slot + 8, tss >> 32);
         put64(image, tss + 4, kernel_stack_top(cpu));
         // IST 1, for double faults: the lower half of the same stack.
-        put64(
-            image,
-            tss + 36,
-            kernel_stack_top(cpu) - KERNEL_STACK_SIZE / 2,
-        );
+        put64(image, tss + 36, kernel_stack_top(cpu) - KERNEL_STACK_SIZE / 2);
         put(image, tss + 102, &104u16.to_le_bytes());
     }
     let limit = u64::from(TSS_SELECTOR) + MAX_CPUS * 16 - 1;
@@ -93,11 +84,7 @@ fn gates(image: &mut [u8], gates: &[Gate]) {
             | 0x8e << 40
             | (gate.handler >> 16 & 0xffff) << 48;
         put64(image, IDT + u64::from(gate.vector) * 16, low);
-        put64(
-            image,
-            IDT + u64::from(gate.vector) * 16 + 8,
-            gate.handler >> 32,
-        );
+        put64(image, IDT + u64::from(gate.vector) * 16 + 8, gate.handler >> 32);
     }
 }
 
