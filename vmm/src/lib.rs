@@ -1,1 +1,14 @@
-//! The microVM monitor: library and the godwit program.
+//! Godwit's VMM: everything but the CPU.
+//!
+//! One folder a capability; which may use which is checked by `tests/tests/architecture.rs`:
+//!
+//! ```text
+//!   cli, api ─► control ─► machine, snapshot, migrate
+//!                snapshot, migrate ─► machine, state
+//!                          machine ─► board, virtio, memory, plugin, state
+//!                    board, virtio ─► memory, state
+//! ```
+
+pub mod board;
+pub mod memory;
+pub mod state;

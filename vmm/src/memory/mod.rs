@@ -1,0 +1,18 @@
+//! Guest memory: where it is mapped, who wrote which page, and telling the CPU backend of device writes.
+//!
+//! Devices and boot code write through [`GuestRam`]; every such write passes [`WriteTracker::mark_dirty`], the one
+//! place that keeps the VMM's own dirty bits and invalidates decoded code. Nobody forms a reference into guest
+//! memory: copy, or go through `vm-memory`'s volatile types.
+//!
+//! **Byte order**: `vm-memory` stores integers in the host's order. Use `Le16`/`Le32`/`Le64` or explicit
+//! `to_le_bytes`; a bare `write_obj(u32)` is a bug.
+
+mod tracker;
+
+pub use tracker::{DirtyPages, WriteObserver, WriteTracker};
+
+/// The guest's address space. Cheap to clone (`Arc` inside).
+pub type GuestRam = std::sync::Arc<vm_memory::GuestMemoryMmap<WriteTracker>>;
+
+/// Guest page size in bytes: what dirty logs count, whatever the host's page size is.
+pub const PAGE_SIZE: u64 = godwit_abi::GUEST_PAGE_SIZE;

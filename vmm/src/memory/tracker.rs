@@ -1,0 +1,142 @@
+//! Dirty bits of the VMM's own writes to guest memory.
+
+use super::PAGE_SIZE;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
+
+/// Told of every write that the VMM makes to guest memory: the plugged-in backend, which drops stale code.
+pub trait WriteObserver: Send + Sync {
+    /// `len` bytes at guest-physical `gpa` have been (or are just being) written.
+    fn memory_written(&self, gpa: u64, len: u64);
+}
+
+/// A set of guest pages of one memory region; bit `i % 64` of word `i / 64` is page `i`.
+pub type DirtyPages = Vec<u64>;
+
+struct Inner {
+    logging: AtomicBool,
+    words: Vec<AtomicU64>,
+    observer: OnceLock<(u64, Arc<dyn WriteObserver>)>,
+}
+
+/// The bitmap that `vm-memory` marks: one a region, shared by all its clones and slices.
+#[derive(Clone)]
+pub struct WriteTracker {
+    inner: Arc<Inner>,
+    /// Offset in the region at which this slice begins.
+    base: usize,
+}
+
+impl WriteTracker {
+    /// Names the region's guest-physical start and who is to be told of writes. Once a region; later calls are ignored.
+    pub fn observe(&self, gpa: u64, observer: Arc<dyn WriteObserver>) {
+        let _ = self.inner.observer.set((gpa, observer));
+    }
+
+    /// Starts or stops keeping dirty bits; starting clears them.
+    pub fn set_logging(&self, on: bool) {
+        if on {
+            self.inner.words.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        }
+        self.inner.logging.store(on, Ordering::SeqCst);
+    }
+
+    /// ORs the dirty bits into `pages` (as long as the region's pages divided by 64, rounded up) and clears them.
+    pub fn take(&self, pages: &mut [u64]) {
+        for (word, out) in self.inner.words.iter().zip(pages) {
+            *out |= word.swap(0, Ordering::AcqRel);
+        }
+    }
+}
+
+impl std::fmt::Debug for WriteTracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WriteTracker").field("words", &self.inner.words.len()).finish_non_exhaustive()
+    }
+}
+
+impl Default for WriteTracker {
+    /// A tracker of no pages.
+    fn default() -> Self {
+        Self::with_len(0)
+    }
+}
+
+impl BitmapSlice for WriteTracker {}
+
+impl NewBitmap for WriteTracker {
+    fn with_len(len: usize) -> Self {
+        let pages = (len as u64).div_ceil(PAGE_SIZE);
+        let words = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let inner = Inner { logging: AtomicBool::new(false), words, observer: OnceLock::new() };
+        WriteTracker { inner: Arc::new(inner), base: 0 }
+    }
+}
+
+impl WithBitmapSlice<'_> for WriteTracker {
+    type S = WriteTracker;
+}
+
+impl Bitmap for WriteTracker {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        if len == 0 {
+            return;
+        }
+        let start = (self.base + offset) as u64;
+        if self.inner.logging.load(Ordering::Relaxed) {
+            for page in start / PAGE_SIZE..=(start + len as u64 - 1) / PAGE_SIZE {
+                if let Some(word) = self.inner.words.get((page / 64) as usize) {
+                    word.fetch_or(1 << (page % 64), Ordering::Release);
+                }
+            }
+        }
+        if let Some((gpa, observer)) = self.inner.observer.get() {
+            observer.memory_written(gpa + start, len as u64);
+        }
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        let page = (self.base + offset) as u64 / PAGE_SIZE;
+        self.inner
+            .words
+            .get((page / 64) as usize)
+            .is_some_and(|w| w.load(Ordering::Acquire) & (1 << (page % 64)) != 0)
+    }
+
+    fn slice_at(&self, offset: usize) -> WriteTracker {
+        WriteTracker { inner: Arc::clone(&self.inner), base: self.base + offset }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<(u64, u64)>>);
+    impl WriteObserver for Seen {
+        fn memory_written(&self, gpa: u64, len: u64) {
+            self.0.lock().unwrap().push((gpa, len));
+        }
+    }
+
+    #[test]
+    fn writes_are_logged_once_and_observed() {
+        let t = WriteTracker::with_len(1 << 20);
+        let seen = Arc::new(Seen::default());
+        t.observe(0x10_0000, seen.clone());
+        t.mark_dirty(0, 1);
+        t.set_logging(true);
+        t.slice_at(0xfff).mark_dirty(0, 2);
+        t.mark_dirty(0xf_ffff, 1);
+        let mut pages = vec![0; 4];
+        t.take(&mut pages);
+        assert_eq!(pages, [3, 0, 0, 1 << 63]);
+        pages.fill(0);
+        t.take(&mut pages);
+        assert_eq!(pages, [0; 4]);
+        assert_eq!(*seen.0.lock().unwrap(), [(0x10_0000, 1), (0x10_0fff, 2), (0x1f_ffff, 1)]);
+    }
+}
