@@ -33,9 +33,8 @@ pub enum Service {
 pub const SERVICE_CALL_LEN: i32 = 7;
 
 /// The instruction that calls the service in AL.
-#[allow(dead_code)]
 pub(crate) fn service_call() -> Result<Instruction, IcedError> {
-    let target = MemoryOperand::with_displ(SERVICE, 4);
+    let target = MemoryOperand::with_displ(SERVICE, 8);
     Instruction::with2(Code::Mov_rm8_r8, target, Register::AL)
 }
 

@@ -6,10 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod counter;
 pub mod elf;
 pub mod hello;
 pub mod kernel;
 pub mod layout;
+mod program;
 mod tables;
 
 use iced_x86::IcedError;
@@ -24,8 +26,18 @@ pub struct Guest {
 }
 
 /// All guests.
-pub const GUESTS: &[Guest] =
-    &[Guest { name: "hello", about: "prints one line as early as it can and resets", build: hello::build }];
+pub const GUESTS: &[Guest] = &[
+    Guest {
+        name: "hello",
+        about: "prints one line as early as it can and resets",
+        build: hello::build,
+    },
+    Guest {
+        name: "counter",
+        about: "ten checked lines a second with live registers: rate= lines= fill=MIB units= idle=",
+        build: counter::build,
+    },
+];
 
 /// Why a guest was not built.
 #[derive(Debug)]

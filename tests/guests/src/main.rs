@@ -2,21 +2,36 @@
 
 #![forbid(unsafe_code)]
 
+use godwit_guests::counter::Checker;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: godwit-guests OUTDIR [NAME...]   writes OUTDIR/NAME.elf (all guests by default)
-       godwit-guests --list             names the guests and their options";
+const USAGE: &str =
+    "usage: godwit-guests OUTDIR [NAME...]   writes OUTDIR/NAME.elf (all guests by default)
+       godwit-guests --list             names the guests and their options
+       godwit-guests --check            checks the counter's lines on standard input";
 
 fn write(dir: &Path, names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let all: Vec<_> = godwit_guests::GUESTS.iter().map(|guest| guest.name.to_owned()).collect();
+    let all: Vec<_> = godwit_guests::GUESTS
+        .iter()
+        .map(|guest| guest.name.to_owned())
+        .collect();
     for name in if names.is_empty() { &all } else { names } {
         let path = dir.join(format!("{name}.elf"));
-        std::fs::write(&path, godwit_guests::build(name)?).map_err(|e| format!("{}: {e}", path.display()))?;
+        std::fs::write(&path, godwit_guests::build(name)?)
+            .map_err(|e| format!("{}: {e}", path.display()))?;
         println!("{}", path.display());
     }
     Ok(())
+}
+
+fn check(input: impl std::io::BufRead) -> Result<Checker, Box<dyn std::error::Error>> {
+    let mut checker = Checker::new();
+    for line in input.split(b'\n') {
+        checker.check_line(&String::from_utf8_lossy(&line?))?;
+    }
+    Ok(checker)
 }
 
 fn main() -> ExitCode {
@@ -28,17 +43,34 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Some("-h" | "--help") => {
-            println!("{USAGE}");
-            ExitCode::SUCCESS
-        }
-        Some(dir) if !dir.starts_with('-') => match write(Path::new(dir), &arguments.collect::<Vec<_>>()) {
-            Ok(()) => ExitCode::SUCCESS,
+        Some("--check") => match check(std::io::stdin().lock()) {
+            Ok(checker) if checker.lines() > 0 => {
+                let (lines, gap) = (checker.lines(), checker.max_gap_us());
+                println!("{lines} lines, all right; longest silence {gap} us");
+                ExitCode::SUCCESS
+            }
+            Ok(_) => {
+                eprintln!("godwit-guests: no line of the counter's");
+                ExitCode::FAILURE
+            }
             Err(error) => {
                 eprintln!("godwit-guests: {error}");
                 ExitCode::FAILURE
             }
         },
+        Some("-h" | "--help") => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Some(dir) if !dir.starts_with('-') => {
+            match write(Path::new(dir), &arguments.collect::<Vec<_>>()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("godwit-guests: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
