@@ -27,11 +27,7 @@ pub struct Guest {
 
 /// All guests.
 pub const GUESTS: &[Guest] = &[
-    Guest {
-        name: "hello",
-        about: "prints one line as early as it can and resets",
-        build: hello::build,
-    },
+    Guest { name: "hello", about: "prints one line as early as it can and resets", build: hello::build },
     Guest {
         name: "counter",
         about: "ten checked lines a second with live registers: rate= lines= fill=MIB units= idle=",

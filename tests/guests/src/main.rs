@@ -6,21 +6,16 @@ use godwit_guests::counter::Checker;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: godwit-guests OUTDIR [NAME...]   writes OUTDIR/NAME.elf (all guests by default)
+const USAGE: &str = "usage: godwit-guests OUTDIR [NAME...]   writes OUTDIR/NAME.elf (all guests by default)
        godwit-guests --list             names the guests and their options
        godwit-guests --check            checks the counter's lines on standard input";
 
 fn write(dir: &Path, names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let all: Vec<_> = godwit_guests::GUESTS
-        .iter()
-        .map(|guest| guest.name.to_owned())
-        .collect();
+    let all: Vec<_> = godwit_guests::GUESTS.iter().map(|guest| guest.name.to_owned()).collect();
     for name in if names.is_empty() { &all } else { names } {
         let path = dir.join(format!("{name}.elf"));
-        std::fs::write(&path, godwit_guests::build(name)?)
-            .map_err(|e| format!("{}: {e}", path.display()))?;
+        std::fs::write(&path, godwit_guests::build(name)?).map_err(|e| format!("{}: {e}", path.display()))?;
         println!("{}", path.display());
     }
     Ok(())
@@ -62,15 +57,13 @@ fn main() -> ExitCode {
             println!("{USAGE}");
             ExitCode::SUCCESS
         }
-        Some(dir) if !dir.starts_with('-') => {
-            match write(Path::new(dir), &arguments.collect::<Vec<_>>()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("godwit-guests: {error}");
-                    ExitCode::FAILURE
-                }
+        Some(dir) if !dir.starts_with('-') => match write(Path::new(dir), &arguments.collect::<Vec<_>>()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("godwit-guests: {error}");
+                ExitCode::FAILURE
             }
-        }
+        },
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)

@@ -23,10 +23,7 @@ pub(crate) const MIX_MUL: u64 = 0xbf58_476d_1ce4_e5b9;
 
 /// A well-mixed word of `n` and `i`; [`Program::mix`] is its twin in the guest.
 pub(crate) fn mix(n: u64, i: u64) -> u64 {
-    let mut z = n
-        .wrapping_mul(MIX_N)
-        .wrapping_add(i.wrapping_mul(MIX_I))
-        .wrapping_add(MIX_BIAS);
+    let mut z = n.wrapping_mul(MIX_N).wrapping_add(i.wrapping_mul(MIX_I)).wrapping_add(MIX_BIAS);
     z ^= z >> 32;
     z = z.wrapping_mul(MIX_MUL);
     z ^ z >> 29
@@ -126,11 +123,8 @@ impl Program {
     }
 
     fn puts_routine(&mut self) -> Asm {
-        let (mut next, mut full, mut end) = (
-            self.a.create_label(),
-            self.a.create_label(),
-            self.a.create_label(),
-        );
+        let (mut next, mut full, mut end) =
+            (self.a.create_label(), self.a.create_label(), self.a.create_label());
         let a = &mut self.a;
         a.set_label(&mut self.puts)?;
         a.test(ecx, ecx)?;
@@ -158,8 +152,7 @@ impl Program {
 
     fn number_routines(&mut self) -> Asm {
         let a = &mut self.a;
-        let (mut digit, mut pad, mut padded) =
-            (a.create_label(), a.create_label(), a.create_label());
+        let (mut digit, mut pad, mut padded) = (a.create_label(), a.create_label(), a.create_label());
         // The digits grow downwards on the stack.
         a.set_label(&mut self.decimal)?;
         a.lea(rsi, ptr(rsp - 8))?;
@@ -310,21 +303,10 @@ impl Program {
             self.a.set_label(&mut label)?;
             self.a.db(&bytes)?;
         }
-        let kernel = kernel::build(&Config {
-            print_and_reset: None,
-            ticks_per_second: TICKS_PER_SECOND,
-        })?;
+        let kernel = kernel::build(&Config { print_and_reset: None, ticks_per_second: TICKS_PER_SECOND })?;
         let segments = [
-            Segment {
-                gpa: KERNEL,
-                bytes: kernel.bytes,
-                executable: true,
-            },
-            Segment {
-                gpa: PROGRAM,
-                bytes: self.a.assemble(PROGRAM)?,
-                executable: true,
-            },
+            Segment { gpa: KERNEL, bytes: kernel.bytes, executable: true },
+            Segment { gpa: PROGRAM, bytes: self.a.assemble(PROGRAM)?, executable: true },
         ];
         Ok(elf::write(&segments, kernel.entry64, kernel.entry32))
     }

@@ -71,8 +71,7 @@ impl std::error::Error for LineError {}
 /// Reads a line of the counter; `None` for any other text.
 pub fn parse_line(text: &str) -> Option<Result<Line, LineError>> {
     let text = text.trim_end();
-    text.starts_with("n=")
-        .then(|| parse_fields(text).ok_or_else(|| LineError::Malformed(text.to_owned())))
+    text.starts_with("n=").then(|| parse_fields(text).ok_or_else(|| LineError::Malformed(text.to_owned())))
 }
 
 fn parse_fields(text: &str) -> Option<Line> {
@@ -122,10 +121,7 @@ impl Checker {
         };
         let line = line?;
         if line.n != self.n + 1 {
-            return Err(LineError::Sequence {
-                expected: self.n + 1,
-                found: line.n,
-            });
+            return Err(LineError::Sequence { expected: self.n + 1, found: line.n });
         }
         if line.verdict != "ok" {
             return Err(LineError::Guest(line));
@@ -174,7 +170,7 @@ fn state_word(n: u64, group: &Group, index: u64) -> u64 {
     match (group.name, index) {
         ("mxcsr", _) => MXCSR_MASKED + MXCSR_FLUSH + (rounding << 13) + (n & 0x3f),
         ("fcw", _) => FCW_MASKED + (rounding << 10),
-        ("x87", _) if index % 2 == 0 => mix(n, 100 + index / 2) | 1 << 63,
+        ("x87", _) if index.is_multiple_of(2) => mix(n, 100 + index / 2) | 1 << 63,
         ("x87", _) => (mix(n, 100 + index / 2) & 0x8fff) + 0x3000,
         ("sse-arithmetic", 0) => {
             let (mantissa, exponent) = divide(n, 3, 53, up);
@@ -205,7 +201,7 @@ fn divide(n: u64, d: u64, bits: u32, up: bool) -> (u64, i64) {
         shift += 1;
     }
     let mut quotient = (n << shift) / d;
-    if up && (n << shift) % d != 0 {
+    if up && !(n << shift).is_multiple_of(d) {
         quotient += 1;
     }
     if quotient == limit {
@@ -250,24 +246,13 @@ mod tests {
         let mem = slice_hash(1u64.wrapping_sub(SLICES));
         let sum = sum_after(0, 1, ALL_UNITS, mem);
         let line = |n: u64, sum: u64| {
-            format!(
-                "n={n:06} sum={sum:016x} mem={mem:016x} gap_us=0 max_gap_us=0 stall_us=0 units=31 ok"
-            )
+            format!("n={n:06} sum={sum:016x} mem={mem:016x} gap_us=0 max_gap_us=0 stall_us=0 units=31 ok")
         };
         let mut checker = Checker::new();
-        assert!(matches!(
-            checker.check_line(&line(2, sum)),
-            Err(LineError::Sequence { .. })
-        ));
-        assert!(matches!(
-            checker.check_line(&line(1, sum ^ 1)),
-            Err(LineError::Sum { .. })
-        ));
+        assert!(matches!(checker.check_line(&line(2, sum)), Err(LineError::Sequence { .. })));
+        assert!(matches!(checker.check_line(&line(1, sum ^ 1)), Err(LineError::Sum { .. })));
         assert!(checker.check_line(&line(1, sum)).is_ok());
-        assert!(matches!(
-            checker.check_line(&line(1, sum)),
-            Err(LineError::Sequence { .. })
-        ));
+        assert!(matches!(checker.check_line(&line(1, sum)), Err(LineError::Sequence { .. })));
         assert_eq!(checker.lines(), 1);
     }
 }

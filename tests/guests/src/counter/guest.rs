@@ -44,13 +44,9 @@ const FILL_ERROR: u32 = MEM_ERROR + 1;
 const TSC_ERROR: u32 = MEM_ERROR + 2;
 
 /// All general registers but RAX and RDX, which the wait uses, and RSP.
-const LIVE: [AsmRegister64; 13] = [
-    rbx, rcx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15,
-];
-const XMMS: [AsmRegisterXmm; 16] = [
-    xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14,
-    xmm15,
-];
+const LIVE: [AsmRegister64; 13] = [rbx, rcx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
+const XMMS: [AsmRegisterXmm; 16] =
+    [xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15];
 
 fn word(block: u64, group: &Group, index: u64) -> u64 {
     block + (group.first + index) * 8
@@ -143,8 +139,7 @@ impl Counter {
     fn fill_ram(&mut self) -> Asm {
         let p = &mut self.p;
         let a = &mut p.a;
-        let (mut template, mut page, mut end) =
-            (a.create_label(), a.create_label(), a.create_label());
+        let (mut template, mut page, mut end) = (a.create_label(), a.create_label(), a.create_label());
         a.mov(rax, qword_ptr(FILL_MIB))?;
         a.shl(rax, 8)?;
         a.mov(qword_ptr(FILL_PAGES), rax)?;
@@ -312,13 +307,8 @@ impl Counter {
     /// Until DEADLINE, watching the TSC at every step. Uses RAX and RDX only.
     fn wait(&mut self) -> Asm {
         let a = &mut self.p.a;
-        let (mut step, mut forward, mut shorter, mut halt, mut awake) = (
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-        );
+        let (mut step, mut forward, mut shorter, mut halt, mut awake) =
+            (a.create_label(), a.create_label(), a.create_label(), a.create_label(), a.create_label());
         a.set_label(&mut step)?;
         a.rdtsc()?;
         a.shl(rdx, 32)?;
@@ -475,13 +465,8 @@ impl Counter {
     /// Verifies the next pages of the filled RAM.
     fn verify_fill(&mut self) -> Asm {
         let a = &mut self.p.a;
-        let (mut page, mut inside, mut bad, mut next, mut end) = (
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-            a.create_label(),
-        );
+        let (mut page, mut inside, mut bad, mut next, mut end) =
+            (a.create_label(), a.create_label(), a.create_label(), a.create_label(), a.create_label());
         a.cmp(qword_ptr(FILL_PAGES), 0)?;
         a.je(end)?;
         a.mov(r12d, FILL_WINDOW)?;
@@ -519,8 +504,7 @@ impl Counter {
     /// Sets the next deadline, and whether to spin up to it.
     fn schedule(&mut self) -> Asm {
         let a = &mut self.p.a;
-        let (mut in_time, mut decided, mut mixed) =
-            (a.create_label(), a.create_label(), a.create_label());
+        let (mut in_time, mut decided, mut mixed) = (a.create_label(), a.create_label(), a.create_label());
         a.mov(rax, qword_ptr(DEADLINE))?;
         a.add(rax, qword_ptr(TICKS_A_LINE))?;
         a.mov(rcx, qword_ptr(TICKS))?;
@@ -650,12 +634,7 @@ impl Counter {
 pub(crate) fn build() -> Asm<Vec<u8>> {
     let mut p = Program::new()?;
     let (check, arithmetic, pattern) = (p.a.create_label(), p.a.create_label(), p.a.create_label());
-    let mut counter = Counter {
-        p,
-        check,
-        arithmetic,
-        pattern,
-    };
+    let mut counter = Counter { p, check, arithmetic, pattern };
     counter.main()?;
     counter.arithmetic_routine()?;
     counter.check_routine()?;

@@ -54,49 +54,14 @@ struct Group {
     name: &'static str,
 }
 
-const GENERAL: Group = Group {
-    unit: Unit::General,
-    first: 0,
-    words: 13,
-    name: "gpr",
-};
-const XMM: Group = Group {
-    unit: Unit::Sse,
-    first: 14,
-    words: 32,
-    name: "xmm",
-};
-const MXCSR: Group = Group {
-    unit: Unit::Sse,
-    first: 46,
-    words: 1,
-    name: "mxcsr",
-};
-const FCW: Group = Group {
-    unit: Unit::X87,
-    first: 47,
-    words: 1,
-    name: "fcw",
-};
+const GENERAL: Group = Group { unit: Unit::General, first: 0, words: 13, name: "gpr" };
+const XMM: Group = Group { unit: Unit::Sse, first: 14, words: 32, name: "xmm" };
+const MXCSR: Group = Group { unit: Unit::Sse, first: 46, words: 1, name: "mxcsr" };
+const FCW: Group = Group { unit: Unit::X87, first: 47, words: 1, name: "fcw" };
 // Eight times 64 bits of mantissa, then sign and exponent.
-const X87: Group = Group {
-    unit: Unit::X87,
-    first: 48,
-    words: 16,
-    name: "x87",
-};
-const SSE_RESULTS: Group = Group {
-    unit: Unit::SseArithmetic,
-    first: 64,
-    words: 3,
-    name: "sse-arithmetic",
-};
-const X87_RESULTS: Group = Group {
-    unit: Unit::X87Arithmetic,
-    first: 67,
-    words: 2,
-    name: "x87-arithmetic",
-};
+const X87: Group = Group { unit: Unit::X87, first: 48, words: 16, name: "x87" };
+const SSE_RESULTS: Group = Group { unit: Unit::SseArithmetic, first: 64, words: 3, name: "sse-arithmetic" };
+const X87_RESULTS: Group = Group { unit: Unit::X87Arithmetic, first: 67, words: 2, name: "x87-arithmetic" };
 
 /// In the order of folding; the bit in the guest's set of errors is the place in this list.
 const GROUPS: [Group; 7] = [GENERAL, XMM, MXCSR, FCW, X87, SSE_RESULTS, X87_RESULTS];
