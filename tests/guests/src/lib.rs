@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod counter;
+pub mod dirtier;
 pub mod elf;
 pub mod hello;
 pub mod kernel;
@@ -33,6 +34,11 @@ pub const GUESTS: &[Guest] = &[
         about: "ten checked lines a second with live registers: rate= lines= fill=MIB units= idle=",
         build: counter::build,
     },
+    Guest {
+        name: "dirtier",
+        about: "writes and verifies pages at a set rate: mib= pages_per_s= (0: full) lines=",
+        build: dirtier::build,
+    },
 ];
 
 /// Why a guest was not built.
@@ -58,7 +64,8 @@ impl std::fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The ELF file of the guest called `name`.
+/// The ELF file of the guest called `name`,
+/// as it is written into a file.
 pub fn build(name: &str) -> Result<Vec<u8>, Error> {
     let guest = GUESTS.iter().find(|guest| guest.name == name);
     let guest = guest.ok_or_else(|| Error::Unknown(name.to_owned()))?;
