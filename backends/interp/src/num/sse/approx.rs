@@ -1,0 +1,1 @@
+//! RCPPS and RSQRTPS.
