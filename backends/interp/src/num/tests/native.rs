@@ -22,7 +22,7 @@ macro_rules! sse_op {
                     "movups [{r}], xmm0",
                     a = in(reg) a.0.as_ptr(), b = in(reg) b.0.as_ptr(), c = in(reg) c.0.as_ptr(),
                     m = in(reg) m.as_mut_ptr(), r = in(reg) r.0.as_mut_ptr(),
-                    out("rax") _, out("xmm0") _, out("xmm1") _, out("xmm2") _,
+                    out("rax") _, out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("mm0") _, out("mm1") _,
                 );
             }
             (r, m[0])
