@@ -9,6 +9,7 @@
 //!                    board, virtio ─► memory, state
 //! ```
 
+pub mod api;
 pub mod board;
 pub mod memory;
 pub mod state;
