@@ -27,6 +27,12 @@ pub enum Service {
     Reset = 1,
     /// Halt until the next interrupt.
     Wait = 2,
+    /// Return at once.
+    Nothing = 3,
+    /// Write to port 0x80, RCX times.
+    PortOut = 4,
+    /// Load CR3, RCX times, with a few accesses after each.
+    LoadCr3 = 5,
 }
 
 /// Length of the one instruction that may call a service: the handler steps over it.
@@ -44,6 +50,8 @@ pub(crate) struct Config<'a> {
     pub print_and_reset: Option<&'a str>,
     /// LAPIC timer interrupts a second.
     pub ticks_per_second: u32,
+    /// With int3 and syscall for ring 3, AVX switched on where it is there, and small pages.
+    pub bench: bool,
 }
 
 /// A kernel ready to be loaded at [`KERNEL`].
@@ -56,6 +64,7 @@ pub(crate) struct Kernel {
 const CR4: u32 = 1 << 5 | 1 << 9 | 1 << 10; // PAE, OSFXSR, OSXMMEXCPT
 const CR0: u32 = 1 << 31 | 1 << 16 | 1 << 5 | 1 << 4 | 1 << 1 | 1; // PG WP NE ET MP PE
 const EFER: u32 = 0xc000_0080;
+const STAR: u32 = 0xc000_0081;
 const APIC_BASE: u32 = 0x1b;
 const X2APIC_MSRS: u32 = 0x800;
 
@@ -100,6 +109,7 @@ struct Routines {
     reset: CodeLabel,
     print: CodeLabel,
     print_hex: CodeLabel,
+    syscall: CodeLabel,
 }
 
 struct Assembler {
@@ -120,6 +130,7 @@ impl Assembler {
             reset: a.create_label(),
             print: a.create_label(),
             print_hex: a.create_label(),
+            syscall: a.create_label(),
         };
         Ok(Self { a, r, text: Vec::new() })
     }
@@ -175,13 +186,13 @@ impl Assembler {
             self.print(text)?;
             self.a.jmp(self.r.reset)?;
         } else {
-            self.set_up(config.ticks_per_second)?;
+            self.set_up(config.ticks_per_second, config.bench)?;
         }
         Ok((linux, common))
     }
 
     /// Devices and clock, then into the program.
-    fn set_up(&mut self, ticks_per_second: u32) -> Asm {
+    fn set_up(&mut self, ticks_per_second: u32, bench: bool) -> Asm {
         let a = &mut self.a;
         let mut have_cmdline = a.create_label();
         a.lidt(ptr(IDT_POINTER))?;
@@ -202,6 +213,9 @@ impl Assembler {
         self.out(0xa1, 0xff)?;
         self.enable_lapic()?;
         self.learn_frequencies()?;
+        if bench {
+            self.enable_for_bench()?;
+        }
 
         // Initial count = kHz * 1000 / ticks a second.
         let a = &mut self.a;
@@ -224,6 +238,44 @@ impl Assembler {
         a.push(i32::from(USER_CS))?;
         a.push(PROGRAM as i32)?;
         a.iretq()
+    }
+
+    /// SYSCALL, and the XSAVE features that AVX takes, where CPUID offers them.
+    fn enable_for_bench(&mut self) -> Asm {
+        let a = &mut self.a;
+        let (mut no_avx, mut done) = (a.create_label(), a.create_label());
+        a.mov(ecx, EFER)?;
+        a.rdmsr()?;
+        a.or(eax, 1)?;
+        a.wrmsr()?;
+        a.mov(ecx, STAR)?;
+        a.xor(eax, eax)?;
+        a.mov(edx, u32::from(KERNEL_DS) << 16 | u32::from(KERNEL_CS))?;
+        a.wrmsr()?;
+        a.mov(ecx, STAR + 1)?; // LSTAR
+        a.lea(rax, ptr(self.r.syscall))?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        a.mov(ecx, STAR + 3)?; // FMASK: interrupts off, for there is no stack
+        a.mov(eax, 1 << 9)?;
+        a.wrmsr()?;
+        a.mov(eax, 1)?;
+        a.cpuid()?;
+        a.bt(ecx, 26)?; // XSAVE
+        a.jnc(done)?;
+        a.mov(edi, ecx)?;
+        a.mov(eax, CR4 | 1 << 18)?;
+        a.mov(cr4, rax)?;
+        a.mov(eax, 3)?;
+        a.bt(edi, 28)?; // AVX
+        a.jnc(no_avx)?;
+        a.mov(eax, 7)?;
+        a.set_label(&mut no_avx)?;
+        a.xor(ecx, ecx)?;
+        a.xor(edx, edx)?;
+        a.xsetbv()?;
+        a.set_label(&mut done)?;
+        a.nop()
     }
 
     fn enable_lapic(&mut self) -> Asm {
@@ -535,6 +587,7 @@ impl Assembler {
     /// #PF: a service call, or a fault like any other. Stack: error code, RIP, CS, ...
     fn page_fault_handler(&mut self, fault: CodeLabel) -> Asm {
         let a = &mut self.a;
+        let (mut port, mut load_cr3, mut again) = (a.create_label(), a.create_label(), a.create_label());
         let (mut other, mut flush, mut wait, mut out) =
             (a.create_label(), a.create_label(), a.create_label(), a.create_label());
         a.push(rax)?;
@@ -549,9 +602,30 @@ impl Assembler {
         a.je(wait)?;
         a.cmp(al, Service::Flush as u32)?;
         a.je(flush)?;
+        a.cmp(al, Service::Nothing as u32)?;
+        a.je(out)?;
+        a.cmp(al, Service::PortOut as u32)?;
+        a.je(port)?;
+        a.cmp(al, Service::LoadCr3 as u32)?;
+        a.je(load_cr3)?;
         a.call(self.r.drain)?;
         let a = &mut self.a;
         a.jmp(self.r.reset)?;
+        a.set_label(&mut port)?;
+        a.out(0x80, al)?;
+        a.dec(rcx)?;
+        a.jne(port)?;
+        a.jmp(out)?;
+        a.set_label(&mut load_cr3)?;
+        a.mov(rax, cr3)?;
+        a.set_label(&mut again)?;
+        a.mov(cr3, rax)?;
+        for page in 0..4 {
+            a.mov(rdx, qword_ptr(FILL + page * 17 * PAGE))?;
+        }
+        a.dec(rcx)?;
+        a.jne(again)?;
+        a.jmp(out)?;
         a.set_label(&mut wait)?;
         a.sti()?;
         a.hlt()?;
@@ -588,15 +662,21 @@ impl Assembler {
     }
 
     /// All handlers; returns each vector's label.
-    fn handlers(&mut self) -> Asm<Vec<(u8, CodeLabel)>> {
+    fn handlers(&mut self, bench: bool) -> Asm<Vec<(u8, CodeLabel)>> {
         let mut gates = Vec::new();
         let mut fault = self.a.create_label();
+        self.a.set_label(&mut self.r.syscall)?;
+        self.a.add_instruction(Instruction::with(Code::Sysretq))?;
         for vector in 0..32u8 {
             let mut label = self.a.create_label();
             self.a.set_label(&mut label)?;
             gates.push((vector, label));
             if vector == 14 {
                 self.page_fault_handler(fault)?;
+                continue;
+            }
+            if vector == 3 && bench {
+                self.a.iretq()?;
                 continue;
             }
             if WITH_ERROR_CODE >> vector & 1 == 0 {
@@ -627,7 +707,7 @@ pub(crate) fn build(config: &Config<'_>) -> Asm<Kernel> {
     k.drain_routine()?;
     k.print_routines()?;
     k.reset_routine()?;
-    let handlers = k.handlers()?;
+    let handlers = k.handlers(config.bench)?;
     for (mut label, bytes) in std::mem::take(&mut k.text) {
         k.a.set_label(&mut label)?;
         k.a.db(&bytes)?;
@@ -635,12 +715,12 @@ pub(crate) fn build(config: &Config<'_>) -> Asm<Kernel> {
     let text = k.a.assemble_options(KERNEL_TEXT64, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
     let mut gates = Vec::new();
     for (vector, label) in handlers {
-        gates.push(Gate { vector, handler: text.label_ip(&label)? });
+        gates.push(Gate { vector, handler: text.label_ip(&label)?, user: config.bench && vector == 3 });
     }
     let entry = pvh_entry(text.label_ip(&common)?)?;
 
     let mut bytes = vec![0; (KERNEL_TEXT64 - KERNEL) as usize];
-    tables::write(&mut bytes, &gates);
+    tables::write(&mut bytes, &gates, config.bench);
     let at = (KERNEL_TEXT - KERNEL) as usize;
     bytes[at..at + entry.len()].copy_from_slice(&entry);
     bytes.extend(&text.inner.code_buffer);

@@ -82,6 +82,10 @@ pub const RING: u64 = 0x61_0000;
 pub const RING_SIZE: u64 = 0x1_0000;
 /// The program's 1 MiB of patterned memory.
 pub const PATTERN: u64 = 0x70_0000;
+/// The bench guest's page tables for [`SMALL_PAGES_SIZE`] of RAM from [`FILL`].
+pub const SMALL_PAGE_TABLES: u64 = 0x80_0000;
+/// RAM that the bench guest has mapped in 4 KiB pages.
+pub const SMALL_PAGES_SIZE: u64 = 64 << 20;
 /// RAM that a program fills on request starts here.
 pub const FILL: u64 = 0x100_0000;
 

@@ -4,14 +4,17 @@
 //! Each is a small ring-0 stub ([`kernel`]) with a program in ring 3, and prints to the first
 //! serial port. [`layout`] is its memory map, [`elf`] its file.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod bench;
 pub mod counter;
 pub mod dirtier;
 pub mod elf;
 pub mod hello;
 pub mod kernel;
 pub mod layout;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod native;
 mod program;
 mod tables;
 

@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 const USAGE: &str = "usage: godwit-guests OUTDIR [NAME...]   writes OUTDIR/NAME.elf (all guests by default)
        godwit-guests --list             names the guests and their options
+       godwit-guests --bench OUTDIR     compiles the bench program, writes OUTDIR/bench.elf
+       godwit-guests --native OUTDIR [OPTION...]   runs the bench program in this process
        godwit-guests --check            checks the counter's lines on standard input";
 
 fn write(dir: &Path, names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
@@ -27,6 +29,36 @@ fn check(input: impl std::io::BufRead) -> Result<Checker, Box<dyn std::error::Er
         checker.check_line(&String::from_utf8_lossy(&line?))?;
     }
     Ok(checker)
+}
+
+/// Compiles the bench program, and writes its guest or runs it here with options.
+fn bench(dir: &Path, native: Option<&String>) -> Result<(), Box<dyn std::error::Error>> {
+    let program = godwit_guests::bench::compile(dir)?;
+    if let Some(options) = native {
+        return run_native(&program, options);
+    }
+    let path = dir.join("bench.elf");
+    std::fs::write(&path, godwit_guests::bench::image(&program)?)
+        .map_err(|e| format!("{}: {e}", path.display()))?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn run_native(
+    program: &godwit_guests::bench::Program,
+    options: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    print!("{}", godwit_guests::native::run(program, options)?);
+    Ok(())
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn run_native(
+    _program: &godwit_guests::bench::Program,
+    _options: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
+    Err("this host's CPU cannot run the program itself: it is x86-64 code".into())
 }
 
 fn main() -> ExitCode {
@@ -53,6 +85,20 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Some(which @ ("--bench" | "--native")) => {
+            let Some(dir) = arguments.next() else {
+                eprintln!("{USAGE}");
+                return ExitCode::from(2);
+            };
+            let options = arguments.collect::<Vec<_>>().join(" ");
+            match bench(Path::new(&dir), (which == "--native").then_some(&options)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("godwit-guests: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         Some("-h" | "--help") => {
             println!("{USAGE}");
             ExitCode::SUCCESS

@@ -303,7 +303,11 @@ impl Program {
             self.a.set_label(&mut label)?;
             self.a.db(&bytes)?;
         }
-        let kernel = kernel::build(&Config { print_and_reset: None, ticks_per_second: TICKS_PER_SECOND })?;
+        let kernel = kernel::build(&Config {
+            print_and_reset: None,
+            ticks_per_second: TICKS_PER_SECOND,
+            bench: false,
+        })?;
         let segments = [
             Segment { gpa: KERNEL, bytes: kernel.bytes, executable: true },
             Segment { gpa: PROGRAM, bytes: self.a.assemble(PROGRAM)?, executable: true },

@@ -14,6 +14,8 @@ const LARGE: u64 = 1 << 7;
 pub(crate) struct Gate {
     pub vector: u8,
     pub handler: u64,
+    /// Whether ring 3 may call it by an instruction.
+    pub user: bool,
 }
 
 fn put(image: &mut [u8], at: u64, bytes: &[u8]) {
@@ -81,16 +83,34 @@ fn gates(image: &mut [u8], gates: &[Gate]) {
         let low = gate.handler & 0xffff
             | u64::from(KERNEL_CS) << 16
             | ist << 32
-            | 0x8e << 40
+            | if gate.user { 0xee << 40 } else { 0x8e << 40 }
             | (gate.handler >> 16 & 0xffff) << 48;
         put64(image, IDT + u64::from(gate.vector) * 16, low);
         put64(image, IDT + u64::from(gate.vector) * 16 + 8, gate.handler >> 32);
     }
 }
 
+/// Page tables that map [`SMALL_PAGES_SIZE`] from [`FILL`] in 4 KiB pages.
+pub(crate) fn small_pages() -> Vec<u8> {
+    let flags = PRESENT | WRITABLE | USER | ACCESSED_DIRTY;
+    let entries = (0..SMALL_PAGES_SIZE / PAGE).map(|page| (FILL + page * PAGE) | flags);
+    entries.flat_map(u64::to_le_bytes).collect()
+}
+
+fn use_small_pages(image: &mut [u8]) {
+    for table in 0..SMALL_PAGES_SIZE >> 21 {
+        let entry = PML4 + 2 * PAGE + ((FILL >> 21) + table) * 8;
+        let flags = PRESENT | WRITABLE | USER | 1 << 5;
+        put64(image, entry, (SMALL_PAGE_TABLES + table * PAGE) | flags);
+    }
+}
+
 /// Writes every table into `image`, which starts at [`KERNEL`].
-pub(crate) fn write(image: &mut [u8], idt: &[Gate]) {
+pub(crate) fn write(image: &mut [u8], idt: &[Gate], small: bool) {
     page_tables(image);
+    if small {
+        use_small_pages(image);
+    }
     segments(image);
     gates(image, idt);
 }

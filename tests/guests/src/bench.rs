@@ -1,0 +1,85 @@
+//! Builds the bench program (`bench/`, written in Rust) with rustc, and lays the guests' kernel under it.
+//!
+//! Unlike the other guests it needs a compiler for x86-64: any host's rustc with the target
+//! `x86_64-unknown-linux-gnu` and a C linker for it (both are there on an x86-64 host). The same
+//! bytes run in a guest ([`image`]) and in a process of an x86-64 host (see `native`).
+
+use crate::elf::{self, Segment};
+use crate::kernel::{self, Config};
+use crate::layout::*;
+use crate::program::TICKS_PER_SECOND;
+use std::path::Path;
+use std::process::Command;
+
+/// The compiler's target.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The program as the compiler made it: the bytes from [`PROGRAM`] up, the entry first.
+pub struct Program {
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Compiles the program in `dir`. The compiler is `$RUSTC`, else `rustc`; its linker can be named
+/// by `$GODWIT_BENCH_LINKER`.
+pub fn compile(dir: &Path) -> Result<Program, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench");
+    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let output = dir.join("bench-program.elf");
+    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    command
+        .arg(source.join("main.rs"))
+        .arg("-o")
+        .arg(&output)
+        .args(["--edition", "2024", "--crate-name", "bench", "--crate-type", "bin"])
+        .args(["--target", TARGET, "-Copt-level=3", "-Cpanic=abort", "-Ctarget-cpu=x86-64"])
+        .args(["-Crelocation-model=static", "-Ccode-model=small", "-Cdebuginfo=0"])
+        .args(["-Cdefault-linker-libraries=no", "-Crelro-level=off"])
+        .args(["-Clink-args=-nostdlib -nostartfiles -static -no-pie -Wl,--build-id=none"])
+        .arg(format!("-Clink-arg=-Wl,-T,{}", source.join("link.ld").display()));
+    if let Some(linker) = std::env::var_os("GODWIT_BENCH_LINKER") {
+        command.arg(format!("-Clinker={}", linker.to_string_lossy()));
+    }
+    let result = command.output().map_err(|e| format!("cannot run the compiler {command:?}: {e}"))?;
+    if !result.status.success() {
+        let text = String::from_utf8_lossy(&result.stderr);
+        return Err(format!("the bench program did not compile for {TARGET}:\n{text}"));
+    }
+    let bytes = std::fs::read(&output).map_err(|e| format!("{}: {e}", output.display()))?;
+    let bytes =
+        flat(&bytes).ok_or_else(|| format!("the linker did not place the program at {PROGRAM:#x}"))?;
+    Ok(Program { bytes })
+}
+
+/// What an ELF file loads from [`PROGRAM`] up, as one run of bytes with its gaps and tails zero.
+fn flat(file: &[u8]) -> Option<Vec<u8>> {
+    let half = |at: usize| Some(u16::from_le_bytes(file.get(at..at + 2)?.try_into().ok()?));
+    let word = |at: usize| Some(u64::from_le_bytes(file.get(at..at + 8)?.try_into().ok()?));
+    let first = word(32)? as usize;
+    let mut out = Vec::new();
+    for at in (0..usize::from(half(56)?)).map(|i| first + i * 56) {
+        let (offset, gpa) = (word(at + 8)? as usize, word(at + 16)?);
+        let (filesz, memsz) = (word(at + 32)? as usize, word(at + 40)?);
+        if file.get(at..at + 4)? != 1u32.to_le_bytes() || memsz == 0 {
+            continue;
+        }
+        if gpa < PROGRAM || gpa.checked_add(memsz)? > SHARED {
+            return None;
+        }
+        let (start, end) = ((gpa - PROGRAM) as usize, (gpa + memsz - PROGRAM) as usize);
+        out.resize(end.max(out.len()), 0);
+        out[start..start + filesz].copy_from_slice(file.get(offset..offset + filesz)?);
+    }
+    (word(24)? == PROGRAM && !out.is_empty()).then_some(out)
+}
+
+/// The bench guest: the program over a kernel with the handlers it asks for.
+pub fn image(program: &Program) -> Result<Vec<u8>, crate::Error> {
+    let config = Config { print_and_reset: None, ticks_per_second: TICKS_PER_SECOND, bench: true };
+    let kernel = kernel::build(&config).map_err(crate::Error::Assemble)?;
+    let segments = [
+        Segment { gpa: KERNEL, bytes: kernel.bytes, executable: true },
+        Segment { gpa: PROGRAM, bytes: program.bytes.clone(), executable: true },
+        Segment { gpa: SMALL_PAGE_TABLES, bytes: crate::tables::small_pages(), executable: false },
+    ];
+    Ok(elf::write(&segments, kernel.entry64, kernel.entry32))
+}
