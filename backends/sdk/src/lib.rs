@@ -20,7 +20,7 @@ pub use error::Error;
 pub use godwit_abi as abi;
 pub use godwit_state as state;
 pub use host::{Host, LogLevel};
-pub use table::entry;
+pub use table::{entry, guarded, vm_ref};
 
 use godwit_state::{ClockV1, CpuState, Model};
 use std::sync::Arc;

@@ -94,11 +94,11 @@ fn model_list(models: &[Model]) -> TextList {
     text_list(&models.iter().map(|m| m.name()).collect::<Vec<_>>())
 }
 
-/// Runs `f` behind a panic fence and reports its error through `err`.
+/// Runs `f` behind a panic fence and reports its error through `err`: for the C functions of extensions too.
 ///
 /// # Safety
 /// `err` must be null or a valid [`ErrorText`] of the caller.
-unsafe fn guarded(err: *mut ErrorText, f: impl FnOnce() -> Result<()>) -> i32 {
+pub unsafe fn guarded(err: *mut ErrorText, f: impl FnOnce() -> Result<()>) -> i32 {
     let error = match catch_unwind(AssertUnwindSafe(f)) {
         Ok(Ok(())) => return abi::OK,
         Ok(Err(e)) => e,
@@ -236,9 +236,11 @@ unsafe fn put_sections(sink: *const abi::Sink, sections: &[RawSection]) -> Resul
     Ok(())
 }
 
+/// The VM behind a handle, as the C functions of an extension get it.
+///
 /// # Safety
-/// `vm` must be a handle from [`vm_create`] of the same backend, not yet destroyed.
-unsafe fn vm_ref<'a, B: Backend>(vm: VmHandle) -> &'a B::Vm {
+/// `vm` must be a handle that the `vm_create` of backend `B`'s table gave, not yet destroyed.
+pub unsafe fn vm_ref<'a, B: Backend>(vm: VmHandle) -> &'a B::Vm {
     // SAFETY: the caller's promise.
     unsafe { &*vm.cast::<B::Vm>() }
 }
