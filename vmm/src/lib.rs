@@ -13,3 +13,4 @@ pub mod api;
 pub mod board;
 pub mod memory;
 pub mod state;
+pub mod virtio;

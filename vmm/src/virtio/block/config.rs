@@ -1,0 +1,55 @@
+//! `PUT /drives/{id}` in Firecracker's form.
+
+use crate::virtio::ratelimit::RateLimiterConfig;
+use serde::{Deserialize, Serialize};
+
+/// Whether a guest's flush reaches the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheType {
+    /// No flush is offered: fast, and what was written is lost if the host fails.
+    #[default]
+    Unsafe,
+    /// A flush returns when the data is on the disk.
+    Writeback,
+}
+
+/// How the file is accessed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileEngine {
+    /// In the device thread.
+    #[default]
+    Sync,
+    /// By io_uring; not built yet, so it is refused by name.
+    Async,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveConfig {
+    /// Name of the drive; also its serial number (20 bytes of it).
+    pub drive_id: String,
+    /// Raw image or block device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<String>,
+    /// The guest boots from it.
+    pub is_root_device: bool,
+    /// With `is_root_device`: the partition that is the root file system, by UUID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partuuid: Option<String>,
+    /// The guest may not write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_read_only: Option<bool>,
+    /// Flush semantics.
+    #[serde(default)]
+    pub cache_type: CacheType,
+    /// Limits requests and bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterConfig>,
+    /// I/O engine; absent: [`FileEngine::Sync`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_engine: Option<FileEngine>,
+    /// vhost-user backend; refused by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<String>,
+}

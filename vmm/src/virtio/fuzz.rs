@@ -1,0 +1,80 @@
+//! Fuzz targets: one a device for its registers and queues, and one for its saved state. Each takes any bytes and
+//! must come back, without a panic, soon. Driven by seeded random bytes in the tests and by cargo-fuzz.
+
+use super::mock::{play, restore_hostile};
+use super::rng::{EntropyConfig, Rng};
+use super::{block, mock};
+use vmm_sys_util::tempfile::TempFile;
+
+/// A disk of 64 sectors and the file that it is.
+pub fn test_disk(read_only: bool) -> (block::Block, TempFile) {
+    let file = TempFile::new().expect("temporary file");
+    file.as_file().set_len(64 * 512).expect("temporary file");
+    let config = block::DriveConfig {
+        drive_id: "fuzz".into(),
+        path_on_host: Some(file.as_path().display().to_string()),
+        is_root_device: false,
+        partuuid: None,
+        is_read_only: Some(read_only),
+        cache_type: block::CacheType::Writeback,
+        rate_limiter: None,
+        io_engine: None,
+        socket: None,
+    };
+    (block::Block::new(&config).expect("disk"), file)
+}
+
+fn rng() -> Rng {
+    Rng::new(&EntropyConfig::default()).expect("rng")
+}
+
+/// Block device.
+pub fn fuzz_block(data: &[u8]) {
+    let (disk, _file) = test_disk(data.first().is_some_and(|b| b & 1 != 0));
+    play(disk, data);
+}
+
+/// Entropy device.
+pub fn fuzz_rng(data: &[u8]) {
+    play(rng(), data);
+}
+
+/// Saved state of all devices.
+pub fn fuzz_restore(data: &[u8]) {
+    let Some((which, data)) = data.split_first() else { return };
+    match which % 2 {
+        0 => restore_hostile(test_disk(false).0, data),
+        _ => restore_hostile(rng(), data),
+    }
+    let _ = mock::RAM;
+}
+
+#[cfg(test)]
+mod tests {
+    /// Seeded: the same bytes every time (xorshift64*).
+    fn for_random_bytes(count: u64, len: usize, target: fn(&[u8])) {
+        for seed in 1..=count {
+            let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut data = Vec::with_capacity(len + 8);
+            while data.len() < len {
+                x ^= x >> 12;
+                x ^= x << 25;
+                x ^= x >> 27;
+                data.extend(x.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+            }
+            target(&data);
+        }
+    }
+
+    #[test]
+    fn hostile_drivers_do_no_harm() {
+        for_random_bytes(300, 1200, super::fuzz_block);
+        for_random_bytes(100, 1200, super::fuzz_rng);
+    }
+
+    #[test]
+    fn hostile_state_does_no_harm() {
+        for_random_bytes(500, 12, super::fuzz_restore);
+        for_random_bytes(500, 120, super::fuzz_restore);
+    }
+}
