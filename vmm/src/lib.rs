@@ -12,5 +12,9 @@
 pub mod api;
 pub mod board;
 pub mod memory;
+pub mod plugin {
+    //! Loading of CPU backends.
+    pub mod trust;
+}
 pub mod state;
 pub mod virtio;

@@ -30,7 +30,8 @@ impl Pin {
             return Err(bad());
         }
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let nibble = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok()).ok_or_else(bad);
+            let nibble =
+                |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok()).ok_or_else(bad);
             *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
         }
         Ok(Self(bytes))
@@ -172,7 +173,13 @@ fn check_for(path: &Path, pins: &[Pin], me: u32) -> Result<Trusted, TrustError> 
     Ok(Trusted { path: real, file, sha256 })
 }
 
-fn allowed(path: &Path, what: &Path, meta: &fs::Metadata, me: u32, sticky_will_do: bool) -> Result<(), TrustError> {
+fn allowed(
+    path: &Path,
+    what: &Path,
+    meta: &fs::Metadata,
+    me: u32,
+    sticky_will_do: bool,
+) -> Result<(), TrustError> {
     let (path, what) = (path.to_path_buf(), what.to_path_buf());
     if meta.uid() != 0 && meta.uid() != me {
         return Err(TrustError::Owner { path, what, uid: meta.uid(), me });
@@ -286,35 +293,96 @@ mod tests {
         // (name, what to do, part of the message)
         type Spoil = fn(&Dir, &Path) -> PathBuf;
         let table: &[(&str, Spoil, &str)] = &[
-            ("world-file", |_, f| { chmod(f, 0o777); f.into() }, "chmod go-w"),
-            ("world-dir", |d, f| { chmod(&d.0, 0o777); f.into() }, "can be written by others"),
-            ("sticky-dir", |d, f| { chmod(&d.0, 0o1777); f.into() }, "can be written by others"),
-            ("dir-above", |d, _| {
-                let inner = d.0.join("inner");
-                fs::create_dir(&inner).unwrap();
-                chmod(&inner, 0o755);
-                chmod(&d.0, 0o777);
-                fs::write(inner.join("p.so"), elf()).unwrap();
-                inner.join("p.so")
-            }, "can be written by others"),
-            ("link-to-bad-place", |d, _| {
-                let bad = d.0.join("bad");
-                fs::create_dir(&bad).unwrap();
-                fs::write(bad.join("p.so"), elf()).unwrap();
-                chmod(&bad, 0o777);
-                symlink(bad.join("p.so"), d.0.join("link.so")).unwrap();
-                d.0.join("link.so")
-            }, "bad can be written by others"),
+            (
+                "world-file",
+                |_, f| {
+                    chmod(f, 0o777);
+                    f.into()
+                },
+                "chmod go-w",
+            ),
+            (
+                "world-dir",
+                |d, f| {
+                    chmod(&d.0, 0o777);
+                    f.into()
+                },
+                "can be written by others",
+            ),
+            (
+                "sticky-dir",
+                |d, f| {
+                    chmod(&d.0, 0o1777);
+                    f.into()
+                },
+                "can be written by others",
+            ),
+            (
+                "dir-above",
+                |d, _| {
+                    let inner = d.0.join("inner");
+                    fs::create_dir(&inner).unwrap();
+                    chmod(&inner, 0o755);
+                    chmod(&d.0, 0o777);
+                    fs::write(inner.join("p.so"), elf()).unwrap();
+                    inner.join("p.so")
+                },
+                "can be written by others",
+            ),
+            (
+                "link-to-bad-place",
+                |d, _| {
+                    let bad = d.0.join("bad");
+                    fs::create_dir(&bad).unwrap();
+                    fs::write(bad.join("p.so"), elf()).unwrap();
+                    chmod(&bad, 0o777);
+                    symlink(bad.join("p.so"), d.0.join("link.so")).unwrap();
+                    d.0.join("link.so")
+                },
+                "bad can be written by others",
+            ),
             ("relative", |_, _| PathBuf::from("p.so"), "absolute"),
             ("missing", |d, _| d.0.join("none.so"), "No such file"),
             ("directory", |d, _| d.0.clone(), "not a regular file"),
             ("device", |_, _| PathBuf::from("/dev/null"), "not a regular file"),
             ("empty", |d, _| d.put("e.so", b""), "not an ELF"),
             ("script", |d, _| d.put("s.so", b"#!/bin/sh\necho hello from a script\n"), "not an ELF"),
-            ("program", |d, _| { let mut b = elf(); b[16..18].copy_from_slice(&[2, 2]); d.put("x.so", &b) }, "not an ELF"),
-            ("machine", |d, _| { let mut b = elf(); b[18..20].copy_from_slice(&[0x28, 0x28]); d.put("m.so", &b) }, "another machine"),
-            ("order", |d, _| { let mut b = elf(); b[5] = 3 - b[5]; d.put("o.so", &b) }, "another machine"),
-            ("class", |d, _| { let mut b = elf(); b[4] = 1; d.put("c.so", &b) }, "another machine"),
+            (
+                "program",
+                |d, _| {
+                    let mut b = elf();
+                    b[16..18].copy_from_slice(&[2, 2]);
+                    d.put("x.so", &b)
+                },
+                "not an ELF",
+            ),
+            (
+                "machine",
+                |d, _| {
+                    let mut b = elf();
+                    b[18..20].copy_from_slice(&[0x28, 0x28]);
+                    d.put("m.so", &b)
+                },
+                "another machine",
+            ),
+            (
+                "order",
+                |d, _| {
+                    let mut b = elf();
+                    b[5] = 3 - b[5];
+                    d.put("o.so", &b)
+                },
+                "another machine",
+            ),
+            (
+                "class",
+                |d, _| {
+                    let mut b = elf();
+                    b[4] = 1;
+                    d.put("c.so", &b)
+                },
+                "another machine",
+            ),
         ];
         for (name, spoil, wanted) in table {
             let dir = Dir::new(name);
@@ -346,7 +414,8 @@ mod tests {
 
     #[test]
     fn bad_pins() {
-        for text in ["", "abc", &"g".repeat(64), &"1".repeat(63), &"1".repeat(65), "sha256:", &"é".repeat(32)] {
+        for text in ["", "abc", &"g".repeat(64), &"1".repeat(63), &"1".repeat(65), "sha256:", &"é".repeat(32)]
+        {
             assert!(matches!(Pin::parse(text), Err(TrustError::BadPin(_))), "{text}");
         }
     }
