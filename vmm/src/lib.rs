@@ -12,9 +12,6 @@
 pub mod api;
 pub mod board;
 pub mod memory;
-pub mod plugin {
-    //! Loading of CPU backends.
-    pub mod trust;
-}
+pub mod migrate;
 pub mod state;
 pub mod virtio;

@@ -1,0 +1,1 @@
+//! The x87's constants and transcendental functions.

@@ -1,0 +1,347 @@
+//! The receiving side. Every byte that comes is hostile until checked.
+//!
+//! ```text
+//!   Listening ─hello─► Greeted ─offer taken, machine built─► Prepared ─► Receiving ─► Ready ─Commit─► running
+//!        │                │                                     │            │          │
+//!        └────────────────┴──────────── any failure ────────────┴────────────┴──────────┘
+//!                              the machine is dropped, nothing has run
+//! ```
+
+use super::error::MigrateError;
+use super::fault::Step;
+use super::link::Link;
+use super::machine::{Builder, Target};
+use super::offer::{Offer, preflight};
+use super::pages::{PageSet, Run};
+use super::progress::{Phase, Progress, Report};
+use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, encode_texts, runs};
+use crate::memory::PAGE_SIZE;
+use crate::state::codec::Cursor;
+use std::time::{Duration, Instant};
+
+/// The guest's time is moved on by at most this when it arrives.
+const MAX_ADVANCE: Duration = Duration::from_secs(3600);
+
+/// How a migration ended, for the receiving side.
+#[derive(Debug)]
+pub enum Arrival<R> {
+    /// The guest runs here.
+    Running(R, Report),
+    /// Nothing runs here.
+    Failed(MigrateError),
+}
+
+struct Greeted<B> {
+    builder: B,
+    link: Link,
+    progress: Progress,
+}
+
+struct Receiving<T> {
+    target: T,
+    link: Link,
+    progress: Progress,
+    /// Pages of which the source has said what they hold.
+    known: PageSet,
+    /// Pages that were ever written: others are still zero.
+    written: PageSet,
+    unpacked: Vec<u8>,
+    report: Report,
+}
+
+struct Ready<T> {
+    target: T,
+    link: Link,
+    progress: Progress,
+    report: Report,
+}
+
+struct Failure {
+    link: Link,
+    progress: Progress,
+    error: MigrateError,
+    /// How the peer is told.
+    answer: Kind,
+}
+
+type Next<T> = Result<T, Box<Failure>>;
+
+fn unexpected(kind: Kind, expected: &'static str) -> MigrateError {
+    MigrateError::Unexpected { found: kind.name().into(), expected }
+}
+
+fn hello<B: Builder>(builder: B, mut link: Link, progress: Progress) -> Next<Greeted<B>> {
+    match link.hello() {
+        Ok(_) => Ok(Greeted { builder, link, progress }),
+        Err(error) => Err(Box::new(Failure { link, progress, error, answer: Kind::Abort })),
+    }
+}
+
+impl<B: Builder> Greeted<B> {
+    fn prepare(self) -> Next<Receiving<B::Target>> {
+        let Greeted { builder, mut link, progress } = self;
+        let fail = |link, progress, error, answer| Err(Box::new(Failure { link, progress, error, answer }));
+        progress.update(|p| p.phase = Phase::Preflight);
+        let offer = match take_offer(&mut link) {
+            Ok(offer) => offer,
+            Err(error) => return fail(link, progress, error, Kind::Abort),
+        };
+        let refusals = preflight(&offer, &builder.capabilities());
+        if !refusals.is_empty() {
+            return fail(link, progress, MigrateError::Refused(refusals), Kind::Refuse);
+        }
+        let target = match builder.build(&offer) {
+            Ok(target) => target,
+            Err(why) => {
+                let error = MigrateError::Refused(vec![format!("cannot build the machine: {why}")]);
+                return fail(link, progress, error, Kind::Refuse);
+            }
+        };
+        link.at(Step::Preflight);
+        if let Err(error) = link.send(Kind::Accept, &[], "accepting the offer") {
+            return fail(link, progress, error, Kind::Abort);
+        }
+        let report = Report { memory_bytes: offer.memory_bytes(), ..Report::default() };
+        let (known, written) = (PageSet::empty(&offer.regions), PageSet::empty(&offer.regions));
+        Ok(Receiving { target, link, progress, known, written, unpacked: Vec::new(), report })
+    }
+}
+
+fn take_offer(link: &mut Link) -> Result<Offer, MigrateError> {
+    let frame = link.recv("waiting for the offer")?;
+    if frame.kind != Kind::Offer {
+        return Err(unexpected(frame.kind, "an offer"));
+    }
+    Ok(Offer::decode(frame.payload)?)
+}
+
+impl<T: Target> Receiving<T> {
+    fn receive(mut self) -> Next<Ready<T>> {
+        match self.take_all() {
+            Ok(()) => {
+                let Receiving { target, link, progress, report, .. } = self;
+                Ok(Ready { target, link, progress, report })
+            }
+            Err(error) => {
+                let Receiving { link, progress, .. } = self;
+                Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }))
+            }
+        }
+    }
+
+    fn take_all(&mut self) -> Result<(), MigrateError> {
+        const DOING: &str = "receiving pages";
+        self.progress.update(|p| p.phase = Phase::Precopy);
+        let mut blob: Option<Vec<u8>> = None;
+        let mut round = 0u32;
+        self.link.at(Step::Precopy);
+        loop {
+            let frame = self.link.recv(DOING)?;
+            match frame.kind {
+                Kind::Zero => {
+                    let c = &mut Cursor::new(frame.payload);
+                    let list = runs(c, MAX_ZERO_RUNS)?;
+                    c.end("zero pages")?;
+                    self.zero(&list)?;
+                }
+                Kind::Pages => {
+                    let c = &mut Cursor::new(frame.payload);
+                    let list = runs(c, CHUNK_PAGES as usize)?;
+                    let packed = frame.flags & FLAG_LZ4 != 0;
+                    let Receiving { target, known, written, unpacked, report, .. } = self;
+                    report.pages += put_pages(target, (known, written), &list, c.rest(), packed, unpacked)?;
+                }
+                Kind::RoundEnd if blob.is_none() => {
+                    round = round.saturating_add(1);
+                    if frame.payload != round.to_le_bytes() {
+                        return Err(MigrateError::Frame(format!("the end of another round than {round}")));
+                    }
+                    self.link.at(Step::Round);
+                    self.link.send(Kind::RoundAck, &round.to_le_bytes(), "acknowledging a round")?;
+                    let (report, bytes) = (&self.report, self.link.received());
+                    self.progress.update(|p| {
+                        p.round = round;
+                        (p.pages, p.zero_pages, p.bytes) = (report.pages, report.zero_pages, bytes);
+                    });
+                }
+                Kind::State if blob.is_none() => {
+                    self.progress.update(|p| p.phase = Phase::Paused);
+                    blob = Some(frame.payload.to_vec());
+                    self.link.at(Step::State);
+                }
+                Kind::Finish => {
+                    self.link.at(Step::Finish);
+                    let Some(blob) = blob else { return Err(unexpected(Kind::Finish, "the state")) };
+                    return self.load(&blob, round + 1);
+                }
+                other => return Err(unexpected(other, "pages or the state")),
+            }
+        }
+    }
+
+    fn zero(&mut self, list: &[Run]) -> Result<(), MigrateError> {
+        for run in list {
+            if !self.known.covers(*run) || !self.known.insert(*run) {
+                return Err(MigrateError::Frame(format!("page {:#x} is not guest memory", run.page)));
+            }
+            self.report.zero_pages += run.count;
+            // Fresh memory is zero: touching it would only use up memory.
+            let end = run.page + run.count;
+            let mut page = run.page;
+            while page < end {
+                if self.written.contains(page) {
+                    let from = page;
+                    while page < end && self.written.contains(page) {
+                        page += 1;
+                    }
+                    let len = (page - from) * PAGE_SIZE;
+                    let done = self.target.zero(from * PAGE_SIZE, len);
+                    done.map_err(MigrateError::machine("clearing guest memory"))?;
+                } else {
+                    page += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, blob: &[u8], rounds: u32) -> Result<(), MigrateError> {
+        if !self.known.is_full() {
+            return Err(MigrateError::Frame("some pages were never sent".into()));
+        }
+        self.report.blob_bytes = blob.len() as u64;
+        self.report.rounds = rounds;
+        let begun = Instant::now();
+        self.target.load(blob).map_err(MigrateError::machine("loading the state"))?;
+        let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.link.at(Step::Ready);
+        self.link.send(Kind::Ready, &took.to_le_bytes(), "saying that all is loaded")
+    }
+}
+
+fn put_pages<T: Target>(
+    target: &mut T,
+    (known, written): (&mut PageSet, &mut PageSet),
+    list: &[Run],
+    data: &[u8],
+    packed: bool,
+    unpacked: &mut Vec<u8>,
+) -> Result<u64, MigrateError> {
+    let mut pages = 0u64;
+    for run in list {
+        if run.is_empty() || run.count > CHUNK_PAGES || !known.covers(*run) {
+            return Err(MigrateError::Frame(format!(
+                "pages {:#x}+{} are not guest memory",
+                run.page, run.count
+            )));
+        }
+        pages += run.count;
+    }
+    if pages > CHUNK_PAGES {
+        return Err(MigrateError::Frame(format!("{pages} pages in one frame")));
+    }
+    let len = (pages * PAGE_SIZE) as usize;
+    let data = if packed {
+        unpacked.resize(len, 0);
+        let n = lz4_flex::block::decompress_into(data, unpacked)
+            .map_err(|e| MigrateError::Frame(format!("pages do not decompress: {e}")))?;
+        &unpacked[..n]
+    } else {
+        data
+    };
+    if data.len() != len {
+        return Err(MigrateError::Frame(format!("{} bytes for {pages} pages", data.len())));
+    }
+    let mut at = 0;
+    for run in list {
+        let part = &data[at..at + run.len() as usize];
+        target.write(run.gpa(), part).map_err(MigrateError::machine("writing guest memory"))?;
+        let _ = known.insert(*run) && written.insert(*run);
+        at += part.len();
+    }
+    Ok(pages)
+}
+
+impl<T: Target> Ready<T> {
+    fn run(mut self) -> Next<(T::Running, Report)> {
+        let advance = match self.take_commit() {
+            Ok(advance) => advance,
+            Err(error) => {
+                let Ready { link, progress, .. } = self;
+                return Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }));
+            }
+        };
+        let Ready { target, mut link, progress, mut report } = self;
+        let running = match target.run(advance) {
+            Ok(running) => running,
+            Err(why) => {
+                let error = MigrateError::Machine { doing: "starting the guest", why: why.to_string() };
+                return Err(Box::new(Failure { link, progress, error, answer: Kind::NotRunning }));
+            }
+        };
+        link.at(Step::Running);
+        // The guest runs here whether the source hears it or not.
+        if link.send(Kind::Running, &[], "saying that the guest runs").is_err() {
+            tracing::warn!("the source could not be told that the guest runs here");
+        }
+        link.drain();
+        report.bytes = link.received();
+        report.total_ms = progress.elapsed().as_secs_f64() * 1e3;
+        progress.update(|p| {
+            p.phase = Phase::Done;
+            p.report = Some(report.clone());
+        });
+        Ok((running, report))
+    }
+
+    fn take_commit(&mut self) -> Result<u64, MigrateError> {
+        self.link.at(Step::Commit);
+        let commit = self.link.recv("waiting for the commit")?;
+        if commit.kind != Kind::Commit {
+            return Err(unexpected(commit.kind, "the commit"));
+        }
+        let mut c = Cursor::new(commit.payload);
+        let paused_ns = c.u64("pause")?;
+        c.end("the commit")?;
+        Ok(paused_ns.min(MAX_ADVANCE.as_nanos() as u64))
+    }
+}
+
+impl Failure {
+    fn give_up(mut self) -> MigrateError {
+        let error = self.link.why(self.error);
+        match (self.answer, &error) {
+            (Kind::Refuse, MigrateError::Refused(reasons)) => {
+                let _ = self.link.send(Kind::Refuse, &encode_texts(reasons), "refusing the offer");
+                self.link.drain();
+            }
+            (Kind::NotRunning, _) => {
+                let text = encode_texts(&[error.to_string()]);
+                let _ = self.link.send(Kind::NotRunning, &text, "reporting a failed start");
+                self.link.drain();
+            }
+            _ => self.link.abort(&error),
+        }
+        self.progress.update(|p| {
+            p.phase = Phase::Failed;
+            p.error = Some(error.to_string());
+        });
+        error
+    }
+}
+
+/// Receives one guest over a connected link, and runs it.
+pub fn receive<B: Builder>(
+    builder: B,
+    link: Link,
+    progress: Progress,
+) -> Arrival<<B::Target as Target>::Running> {
+    let arrived = hello(builder, link, progress)
+        .and_then(Greeted::prepare)
+        .and_then(Receiving::receive)
+        .and_then(Ready::run);
+    match arrived {
+        Ok((running, report)) => Arrival::Running(running, report),
+        Err(failure) => Arrival::Failed(failure.give_up()),
+    }
+}

@@ -1,0 +1,110 @@
+//! What can go wrong while a guest moves, in words for the operator of either end.
+
+use crate::state::codec::CodecError;
+use std::time::Duration;
+
+/// Why a migration did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// The address cannot be used.
+    #[error("address {address:?}: {why}")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// No connection.
+    #[error("cannot {what} {address}: {source}")]
+    Connect {
+        /// "connect to" or "listen on".
+        what: &'static str,
+        /// The address.
+        address: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("connection lost while {doing}: {source}")]
+    Io {
+        /// What this side was doing.
+        doing: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The peer closed the connection.
+    #[error("the peer closed the connection while this side was {doing}")]
+    Closed {
+        /// What this side was doing.
+        doing: &'static str,
+    },
+    /// A time limit ran out.
+    #[error("no answer for {} ms while {doing}", limit.as_millis())]
+    Timeout {
+        /// What this side was doing.
+        doing: &'static str,
+        /// The limit.
+        limit: Duration,
+    },
+    /// The peer is something else.
+    #[error("the peer does not speak godwit's migration protocol")]
+    NotGodwit,
+    /// No version in common.
+    #[error(
+        "migration protocol versions {theirs_min} to {theirs_max} at the peer, {ours_min} to {ours_max} here: none in common"
+    )]
+    Version {
+        /// Oldest and newest spoken here.
+        ours_min: u16,
+        /// See `ours_min`.
+        ours_max: u16,
+        /// Oldest and newest spoken by the peer.
+        theirs_min: u16,
+        /// See `theirs_min`.
+        theirs_max: u16,
+    },
+    /// A frame is damaged: checksum, number or length.
+    #[error("damaged frame: {0}")]
+    Frame(String),
+    /// A message does not parse.
+    #[error("malformed message: {0}")]
+    Malformed(#[from] CodecError),
+    /// A message that has no place here.
+    #[error("the peer sent {found} where {expected} was due")]
+    Unexpected {
+        /// What came.
+        found: String,
+        /// What this side waited for.
+        expected: &'static str,
+    },
+    /// The destination cannot take this guest.
+    #[error("the destination refuses the guest: {}", .0.join("; "))]
+    Refused(Vec<String>),
+    /// The peer gave up.
+    #[error("the peer gave up: {0}")]
+    Peer(String),
+    /// This side's machine could not do its part.
+    #[error("{doing}: {why}")]
+    Machine {
+        /// The step.
+        doing: &'static str,
+        /// The machine's reason.
+        why: String,
+    },
+    /// Asked for by the operator.
+    #[error("cancelled")]
+    Cancelled,
+    /// The guest dirties memory faster than it can be sent.
+    #[error("not converging: {0}")]
+    NotConverging(String),
+    /// The state does not fit in the protocol.
+    #[error("{0}")]
+    TooBig(String),
+}
+
+impl MigrateError {
+    /// For `map_err` on a machine's failure.
+    pub fn machine<E: std::fmt::Display>(doing: &'static str) -> impl FnOnce(E) -> MigrateError {
+        move |e| MigrateError::Machine { doing, why: e.to_string() }
+    }
+}

@@ -1,0 +1,406 @@
+//! A connection that carries frames: numbered, checksummed, bounded in length and in time.
+
+use super::error::MigrateError;
+use super::fault::{Action, Plan, Side, Step};
+use super::transport::Stream;
+use super::wire::{FrameHeader, HEADER_LEN, Kind, PREFACE_LEN, Preface, decode_texts, encode_texts};
+use std::io::{self, ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
+
+/// How long an aborting side waits for the peer to read why.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// One end of a migration's connection.
+pub struct Link {
+    stream: Box<dyn Stream>,
+    side: Side,
+    plan: Option<Plan>,
+    armed: Option<Action>,
+    /// A read or write may make no progress for this long.
+    idle: Duration,
+    set_idle: Duration,
+    /// No read or write may end after this.
+    deadline: Option<Instant>,
+    sent: u64,
+    received: u64,
+    seq_out: u32,
+    seq_in: u32,
+    /// The frame being built; its first bytes are the header's room.
+    out: Vec<u8>,
+    payload: Vec<u8>,
+    dead: bool,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("side", &self.side).field("sent", &self.sent).finish_non_exhaustive()
+    }
+}
+
+/// A received frame.
+pub(super) struct Frame<'a> {
+    pub(super) kind: Kind,
+    pub(super) flags: u16,
+    pub(super) payload: &'a [u8],
+}
+
+impl Link {
+    /// Wraps a connected stream. No read or write may stand still for longer than `idle`.
+    pub fn new(stream: Box<dyn Stream>, side: Side, idle: Duration) -> Self {
+        Link {
+            stream,
+            side,
+            plan: Plan::from_env().filter(|p| p.side == side),
+            armed: None,
+            idle,
+            set_idle: Duration::ZERO,
+            deadline: None,
+            sent: 0,
+            received: 0,
+            seq_out: 0,
+            seq_in: 0,
+            out: Vec::new(),
+            payload: Vec::new(),
+            dead: false,
+        }
+    }
+
+    /// Sets a fault to inject, for tests.
+    pub fn set_plan(&mut self, plan: Option<Plan>) {
+        self.plan = plan.filter(|p| p.side == self.side);
+    }
+
+    /// Bytes sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Bytes received so far.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Until when everything has to be done; `None`: only the idle limit holds.
+    pub(super) fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// This side is about to do `step`: the place for an injected fault.
+    pub(super) fn at(&mut self, step: Step) {
+        let Some(plan) = self.plan.filter(|p| p.step == step) else { return };
+        self.plan = None;
+        match plan.action {
+            Action::Kill => (plan.kill)(),
+            Action::Cut => self.stream.cut(),
+            Action::Stall => std::thread::sleep(plan.stall),
+            Action::Flip | Action::Repeat => self.armed = Some(plan.action),
+        }
+    }
+
+    /// Time left for one system call.
+    fn arm(&mut self, doing: &'static str) -> Result<(), MigrateError> {
+        let left = match self.deadline {
+            Some(end) => end.saturating_duration_since(Instant::now()).min(self.idle),
+            None => self.idle,
+        };
+        if left.is_zero() {
+            return Err(MigrateError::Timeout { doing, limit: self.idle });
+        }
+        // Setting it costs two system calls: not for every little change.
+        if left != self.set_idle && (left < self.set_idle || left == self.idle) {
+            self.stream.set_idle_limit(left).map_err(|source| MigrateError::Io { doing, source })?;
+            self.set_idle = left;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> MigrateError {
+        match source.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                MigrateError::Timeout { doing, limit: self.set_idle }
+            }
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => {
+                MigrateError::Closed { doing }
+            }
+            _ => MigrateError::Io { doing, source },
+        }
+    }
+
+    fn read_exact(&mut self, buf: &mut [u8], doing: &'static str) -> Result<(), MigrateError> {
+        let mut at = 0;
+        while at < buf.len() {
+            self.arm(doing)?;
+            match self.stream.read(&mut buf[at..]) {
+                Ok(0) => return Err(MigrateError::Closed { doing }),
+                Ok(n) => at += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.failed(doing, e)),
+            }
+        }
+        self.received += buf.len() as u64;
+        Ok(())
+    }
+
+    fn write_all(&mut self, bytes: &[u8], doing: &'static str) -> Result<(), MigrateError> {
+        let mut at = 0;
+        while at < bytes.len() {
+            self.arm(doing)?;
+            match self.stream.write(&bytes[at..]) {
+                Ok(0) => return Err(MigrateError::Closed { doing }),
+                Ok(n) => {
+                    at += n;
+                    self.sent += n as u64;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.failed(doing, e)),
+            }
+        }
+        self.stream.flush().map_err(|e| self.failed(doing, e))
+    }
+
+    /// Sends this side's preface and reads the peer's. Gives the agreed version and the capabilities of both.
+    pub(super) fn hello(&mut self) -> Result<(u16, u32), MigrateError> {
+        const DOING: &str = "exchanging greetings";
+        self.at(Step::Hello);
+        let ours = Preface::ours();
+        let mut bytes = ours.encode();
+        match self.armed.take() {
+            Some(Action::Flip) => bytes[3] ^= 4,
+            other => self.armed = other,
+        }
+        self.write_all(&bytes, DOING)?;
+        let mut theirs = [0; PREFACE_LEN];
+        self.read_exact(&mut theirs, DOING)?;
+        let theirs = Preface::decode(&theirs)?;
+        Ok((ours.agree(theirs)?, ours.caps & theirs.caps))
+    }
+
+    /// Begins a frame; what is appended to the buffer is its payload.
+    pub(super) fn begin(&mut self) -> &mut Vec<u8> {
+        self.out.clear();
+        self.out.resize(HEADER_LEN, 0);
+        &mut self.out
+    }
+
+    /// Sends the frame that [`Link::begin`] began.
+    pub(super) fn send_built(
+        &mut self,
+        kind: Kind,
+        flags: u16,
+        doing: &'static str,
+    ) -> Result<(), MigrateError> {
+        let mut out = std::mem::take(&mut self.out);
+        let len = out.len() - HEADER_LEN;
+        if len > kind.max_len() {
+            return Err(MigrateError::TooBig(format!(
+                "{} of {len} bytes is too long to be sent",
+                kind.name()
+            )));
+        }
+        let crc = crc32fast::hash(&out[HEADER_LEN..]);
+        let header = FrameHeader { kind, flags, len: len as u32, seq: self.seq_out, crc };
+        out[..HEADER_LEN].copy_from_slice(&header.encode());
+        self.seq_out = self.seq_out.wrapping_add(1);
+        let mut result = Ok(());
+        match self.armed.take() {
+            Some(Action::Flip) => {
+                let bit = (out.len() * 8 * 5) / 7;
+                out[bit / 8] ^= 1 << (bit % 8);
+            }
+            Some(Action::Repeat) => result = self.write_all(&out, doing),
+            _ => {}
+        }
+        let result = result.and_then(|()| self.write_all(&out, doing));
+        self.out = out;
+        result
+    }
+
+    /// Sends a small frame.
+    pub(super) fn send(
+        &mut self,
+        kind: Kind,
+        payload: &[u8],
+        doing: &'static str,
+    ) -> Result<(), MigrateError> {
+        self.begin().extend_from_slice(payload);
+        self.send_built(kind, 0, doing)
+    }
+
+    /// Sends a small frame, and tells apart a failure after which the peer certainly has no byte of it (`Err(Ok(..))`) from one
+    /// after which nobody knows (`Err(Err(..))`).
+    pub(super) fn send_surely(
+        &mut self,
+        kind: Kind,
+        payload: &[u8],
+        doing: &'static str,
+    ) -> Result<(), Result<MigrateError, MigrateError>> {
+        let before = self.sent;
+        self.send(kind, payload, doing).map_err(|error| {
+            if self.sent == before && self.stream.write_fails_clean() { Ok(error) } else { Err(error) }
+        })
+    }
+
+    /// The next frame that means something. The peer's [`Kind::Abort`] is an error.
+    pub(super) fn recv(&mut self, doing: &'static str) -> Result<Frame<'_>, MigrateError> {
+        let header = loop {
+            let header = self.recv_frame(doing)?;
+            match header.kind {
+                Kind::KeepAlive => {}
+                Kind::Abort => {
+                    self.dead = true;
+                    return Err(MigrateError::Peer(decode_texts(&self.payload)?.join("; ")));
+                }
+                _ => break header,
+            }
+        };
+        Ok(Frame { kind: header.kind, flags: header.flags, payload: &self.payload })
+    }
+
+    fn recv_frame(&mut self, doing: &'static str) -> Result<FrameHeader, MigrateError> {
+        let mut head = [0; HEADER_LEN];
+        self.read_exact(&mut head, doing)?;
+        let header = FrameHeader::decode(&head)?;
+        let mut payload = std::mem::take(&mut self.payload);
+        // The state's bound is large: memory is taken as the bytes come, not as the length says.
+        payload.clear();
+        let mut read = Ok(());
+        while read.is_ok() && payload.len() < header.len as usize {
+            let from = payload.len();
+            payload.resize((header.len as usize).min(from + (2 << 20)), 0);
+            read = self.read_exact(&mut payload[from..], doing);
+        }
+        self.payload = payload;
+        read?;
+        if crc32fast::hash(&self.payload) != header.crc {
+            return Err(MigrateError::Frame(format!("checksum of {} is wrong", header.kind.name())));
+        }
+        if header.seq != self.seq_in {
+            let (found, due) = (header.seq, self.seq_in);
+            return Err(MigrateError::Frame(format!("number {found} where {due} was due")));
+        }
+        self.seq_in = self.seq_in.wrapping_add(1);
+        Ok(header)
+    }
+
+    /// A write failed: perhaps the peer said why before it went.
+    pub(super) fn why(&mut self, error: MigrateError) -> MigrateError {
+        if self.dead || !matches!(error, MigrateError::Closed { .. } | MigrateError::Io { .. }) {
+            return error;
+        }
+        self.deadline = Some(Instant::now() + LINGER);
+        self.set_idle = Duration::ZERO;
+        match self.recv("waiting for its reason") {
+            Err(reason @ MigrateError::Peer(_)) => reason,
+            _ => error,
+        }
+    }
+
+    /// Tells the peer why this side gives up, and waits a little for it to read that.
+    pub(super) fn abort(&mut self, error: &MigrateError) {
+        if std::mem::replace(&mut self.dead, true) {
+            self.stream.cut();
+            return;
+        }
+        self.deadline = Some(Instant::now() + LINGER);
+        self.set_idle = Duration::ZERO;
+        self.armed = None;
+        if self.send(Kind::Abort, &encode_texts(&[error.to_string()]), "giving up").is_ok() {
+            self.drain();
+        }
+        self.stream.cut();
+    }
+
+    /// Reads until the peer has closed: a connection closed with unread bytes would take the last message with it.
+    pub(super) fn drain(&mut self) {
+        self.deadline = Some(Instant::now() + LINGER);
+        self.set_idle = Duration::ZERO;
+        self.stream.finish();
+        let mut scrap = [0; 4096];
+        while self.arm("closing").is_ok() && matches!(self.stream.read(&mut scrap), Ok(n) if n > 0) {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Reads from one buffer, writes into another.
+    #[derive(Default)]
+    struct Tape {
+        input: io::Cursor<Vec<u8>>,
+        output: Arc<Mutex<Vec<u8>>>,
+    }
+    impl Read for Tape {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.input.read(buf)
+        }
+    }
+    impl Write for Tape {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.output.lock().unwrap().extend_from_slice(buf);
+            Ok(buf.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    impl Stream for Tape {
+        fn set_idle_limit(&self, _: Duration) -> io::Result<()> {
+            Ok(())
+        }
+        fn finish(&mut self) {}
+        fn cut(&self) {}
+    }
+
+    fn reader(bytes: Vec<u8>) -> Link {
+        let tape = Tape { input: io::Cursor::new(bytes), ..Tape::default() };
+        Link::new(Box::new(tape), Side::Destination, Duration::from_secs(1))
+    }
+
+    fn frames() -> Vec<u8> {
+        let tape = Tape::default();
+        let output = Arc::clone(&tape.output);
+        let mut link = Link::new(Box::new(tape), Side::Source, Duration::from_secs(1));
+        link.send(Kind::RoundEnd, &1u32.to_le_bytes(), "").unwrap();
+        link.send(Kind::KeepAlive, &[], "").unwrap();
+        link.send(Kind::Pages, &[7; 300], "").unwrap();
+        drop(link);
+        Arc::try_unwrap(output).unwrap().into_inner().unwrap()
+    }
+
+    fn read_all(bytes: Vec<u8>) -> Result<Vec<(Kind, Vec<u8>)>, MigrateError> {
+        let mut link = reader(bytes);
+        (0..2).map(|_| link.recv("").map(|f| (f.kind, f.payload.to_vec()))).collect()
+    }
+
+    #[test]
+    fn frames_arrive_and_no_flipped_bit_does() {
+        let bytes = frames();
+        let want = vec![(Kind::RoundEnd, 1u32.to_le_bytes().to_vec()), (Kind::Pages, vec![7; 300])];
+        assert_eq!(read_all(bytes.clone()).unwrap(), want);
+        for bit in 0..bytes.len() * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(read_all(bad).is_err(), "bit {bit} flipped and taken");
+        }
+    }
+
+    #[test]
+    fn frames_lost_or_repeated_are_refused() {
+        let bytes = frames();
+        let mut twice = bytes[..24].to_vec();
+        twice.extend(&bytes);
+        assert!(matches!(read_all(twice), Err(MigrateError::Frame(_))));
+        assert!(matches!(read_all(bytes[24..].to_vec()), Err(MigrateError::Frame(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(read_all(bytes.clone()).is_err());
+            prop_assert!(reader(bytes).hello().is_err());
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What a machine must be able to do to leave, and to arrive. `control` implements these over the real one.
+
+use super::offer::{Capabilities, Offer};
+use super::pages::PageSet;
+
+/// A machine's reason for not doing its part: text for the operator.
+pub type Fault = Box<dyn std::error::Error + Send + Sync>;
+
+/// A running machine that can be sent.
+///
+/// The order of calls: `offer`, `start_logging`, then `take_dirty` and `read` many times, `pause`, `save`, a last `take_dirty` and
+/// `read`, `commit`. Until `commit`, `abandon` may come at any point and must leave the guest running as if nothing had been.
+pub trait Source: Send {
+    /// The machine after [`Source::commit`]: it can be described and ended, not resumed.
+    type Gone: Send;
+
+    /// What the destination needs to know to judge and to build.
+    ///
+    /// # Errors
+    /// Something in this machine cannot be moved; the text names it.
+    fn offer(&self) -> Result<Offer, Fault>;
+    /// Begins logging which pages are written, by vCPUs and by devices. From here on every write is in some later log.
+    ///
+    /// # Errors
+    /// The backend's.
+    fn start_logging(&mut self) -> Result<(), Fault>;
+    /// Adds the pages written since the last call (or since `start_logging`) to `pages`, and clears the log.
+    ///
+    /// # Errors
+    /// The backend's.
+    fn take_dirty(&mut self, pages: &mut PageSet) -> Result<(), Fault>;
+    /// Copies guest memory out. The guest may be writing it at the same time.
+    ///
+    /// # Errors
+    /// The range is not guest memory.
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault>;
+    /// Pages of `pages` that have never been touched and so are known to read as zeros may be taken out of the set and added
+    /// to `zero`: they are not read at all.
+    fn untouched(&self, pages: &mut PageSet, zero: &mut PageSet) {
+        let _ = (pages, zero);
+    }
+    /// Slows the vCPUs down: `percent` (0 to 99) of the time they stand still.
+    ///
+    /// # Errors
+    /// The machine's.
+    fn throttle(&mut self, percent: u8) -> Result<(), Fault>;
+    /// Stops vCPUs, then the clock, and drains devices.
+    ///
+    /// # Errors
+    /// The guest still runs, or `abandon` will make it run.
+    fn pause(&mut self) -> Result<(), Fault>;
+    /// The state container of the paused machine. May write guest memory: the last dirty log is taken after it.
+    ///
+    /// # Errors
+    /// Something cannot be saved.
+    fn save(&mut self) -> Result<Vec<u8>, Fault>;
+    /// Ends an attempt that did not come to `commit`: no throttle, logging as it was, `taken` (all pages that `take_dirty`
+    /// gave away) marked dirty again for whoever else keeps dirty bits, and the guest running if it was.
+    ///
+    /// # Errors
+    /// The guest could not be made to run: it stays paused and this says why.
+    fn abandon(&mut self, taken: &PageSet) -> Result<(), Fault>;
+    /// Gives the guest away.
+    fn commit(self) -> Self::Gone;
+}
+
+/// Makes the machine that a guest will arrive in.
+pub trait Builder {
+    /// What it makes.
+    type Target: Target;
+    /// What this end can take.
+    fn capabilities(&self) -> Capabilities;
+    /// Builds the machine, memory all zero, nothing running.
+    ///
+    /// # Errors
+    /// Sent to the source as a refusal.
+    fn build(self, offer: &Offer) -> Result<Self::Target, Fault>;
+}
+
+/// A machine that is being filled.
+pub trait Target {
+    /// The machine with its guest running.
+    type Running;
+    /// Puts bytes into guest memory.
+    ///
+    /// # Errors
+    /// The range is not guest memory.
+    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), Fault>;
+    /// Makes guest memory zero.
+    ///
+    /// # Errors
+    /// The range is not guest memory.
+    fn zero(&mut self, gpa: u64, len: u64) -> Result<(), Fault>;
+    /// Verifies a state container and loads it into the backend and the devices, all of it. All pages are in place.
+    ///
+    /// # Errors
+    /// The state is refused; nothing runs.
+    fn load(&mut self, container: &[u8]) -> Result<(), Fault>;
+    /// Runs the guest, its time `advance_ns` later than when it was stopped. Everything that may fail should have
+    /// failed in `load`.
+    ///
+    /// # Errors
+    /// The guest does not run and will not.
+    fn run(self, advance_ns: u64) -> Result<Self::Running, Fault>;
+}

@@ -1,0 +1,39 @@
+//! Live migration: one framed protocol, one typed state machine a side.
+//!
+//! Called by `control` (a guest leaves) and by `godwit receive` (one arrives). This module moves bytes and keeps
+//! promises; it does not know what a page or a section means, nor what a machine is beyond the traits in [`machine`].
+//! `docs/MIGRATION-PROTOCOL.md` describes the wire.
+//!
+//! The promise: **never two, never none.** Before the commit any failure leaves the guest running at the source. The
+//! destination is ready only when the state is verified and loaded. After the commit the source has, as a type, no way to
+//! resume; if the answer is lost it stays paused and says so.
+
+#![forbid(unsafe_code)]
+
+mod destination;
+mod error;
+pub mod fault;
+mod link;
+pub mod machine;
+mod offer;
+mod pages;
+mod progress;
+mod sender;
+mod source;
+mod switch;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod wire;
+
+pub use destination::{Arrival, receive};
+pub use error::MigrateError;
+pub use link::Link;
+pub use machine::{Builder, Fault, Source, Target};
+pub use offer::{Capabilities, MAX_DESCRIPTION, Offer, OfferedDevice, OfferedSection, preflight};
+pub use pages::{PageSet, Region, Run};
+pub use progress::{Phase, Progress, Report, Snapshot};
+pub use source::{Outcome, send, unconfirmed_advice};
+pub use switch::{OnTimeout, Options};
+pub use transport::{Address, Listener, Stream, connect};
+pub use wire::{MAX_VERSION, MIN_VERSION};

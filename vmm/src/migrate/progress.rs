@@ -1,0 +1,161 @@
+//! How far a migration is: written by the migrating thread, read by the API, the live bar and the final report.
+
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Where a migration stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Connecting, greeting.
+    #[default]
+    Hello,
+    /// The destination judges the offer and builds.
+    Preflight,
+    /// Pages go over while the guest runs.
+    Precopy,
+    /// The guest stands still; last pages and state go over.
+    Paused,
+    /// Given away; the destination has not said yet that it runs.
+    Committed,
+    /// The guest runs at the destination.
+    Done,
+    /// It did not happen; the guest runs on at the source.
+    Failed,
+    /// Given away, and the answer was lost: the guest stands still here and may run there. An operator decides.
+    Unconfirmed,
+}
+
+/// The figures of a finished (or failed) attempt.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// From the first byte to the destination's word that the guest runs, in milliseconds.
+    pub total_ms: f64,
+    /// From the pause to that word, in milliseconds: as the VMM sees it.
+    pub downtime_ms: f64,
+    /// Rounds of precopy, the last one (guest paused) included.
+    pub rounds: u32,
+    /// Pages sent with their contents.
+    pub pages: u64,
+    /// Pages of which only "zero" was sent.
+    pub zero_pages: u64,
+    /// Pages sent in the last round.
+    pub last_pages: u64,
+    /// Bytes sent over the wire, all included.
+    pub bytes: u64,
+    /// Size of the state container.
+    pub blob_bytes: u64,
+    /// Highest throttle of the vCPUs, in percent.
+    pub throttle_percent: u8,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+}
+
+/// A moment of a migration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// "source" or "destination".
+    pub role: String,
+    /// The other end's address.
+    pub peer: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Why it failed, or what it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Milliseconds since it began.
+    pub elapsed_ms: f64,
+    /// Round of precopy, from 1.
+    pub round: u32,
+    /// Pages handled in this round, and of how many.
+    pub round_pages_done: u64,
+    /// See `round_pages_done`.
+    pub round_pages: u64,
+    /// Pages sent so far with contents.
+    pub pages: u64,
+    /// And as zero.
+    pub zero_pages: u64,
+    /// Bytes sent (or received) so far.
+    pub bytes: u64,
+    /// Measured speed over the last round, in bytes a second.
+    pub bytes_per_s: f64,
+    /// Pages that the guest dirtied a second during the last round.
+    pub dirty_pages_per_s: f64,
+    /// What a switch-over now would cost, in milliseconds.
+    pub expected_downtime_ms: f64,
+    /// How much the vCPUs are slowed down.
+    pub throttle_percent: u8,
+    /// The figures, once it is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
+}
+
+impl Snapshot {
+    /// True when nothing more will happen by itself.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Done | Phase::Failed | Phase::Unconfirmed)
+    }
+}
+
+struct Shared {
+    state: Mutex<Snapshot>,
+    started: Instant,
+    cancel: AtomicBool,
+}
+
+/// Shared by the migrating thread and whoever looks on.
+#[derive(Clone)]
+pub struct Progress {
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.snapshot().fmt(f)
+    }
+}
+
+impl Progress {
+    /// A migration that begins now.
+    pub fn new(role: &str, peer: &str) -> Self {
+        let state = Snapshot { role: role.into(), peer: peer.into(), ..Default::default() };
+        let shared =
+            Shared { state: Mutex::new(state), started: Instant::now(), cancel: AtomicBool::new(false) };
+        Progress { shared: Arc::new(shared) }
+    }
+
+    /// As it stands.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut s = self.shared.state.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        if !s.is_over() {
+            s.elapsed_ms = self.elapsed().as_secs_f64() * 1e3;
+        }
+        s
+    }
+
+    /// Time since it began.
+    pub fn elapsed(&self) -> Duration {
+        self.shared.started.elapsed()
+    }
+
+    /// Changes it.
+    pub fn update(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut s = self.shared.state.lock().unwrap_or_else(|e| e.into_inner());
+        change(&mut s);
+        if s.is_over() && s.elapsed_ms == 0.0 {
+            s.elapsed_ms = self.elapsed().as_secs_f64() * 1e3;
+        }
+    }
+
+    /// Asks the migrating thread to stop. Without effect after the commit.
+    pub fn cancel(&self) {
+        self.shared.cancel.store(true, Ordering::SeqCst);
+    }
+
+    /// True if somebody asked.
+    pub fn is_cancelled(&self) -> bool {
+        self.shared.cancel.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,182 @@
+//! Turns a set of pages into frames: zero pages as runs, others with their contents.
+
+use super::error::MigrateError;
+use super::link::Link;
+use super::machine::Source;
+use super::pages::{PageSet, Run};
+use super::progress::Progress;
+use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, put_runs};
+use crate::memory::PAGE_SIZE;
+use std::time::{Duration, Instant};
+
+const DOING: &str = "sending pages";
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// Keeps the rate of bytes under a cap by sleeping.
+#[derive(Debug)]
+struct Cap {
+    bytes_per_s: u64,
+    /// When the bytes sent so far may have been sent.
+    due: Instant,
+}
+
+impl Cap {
+    fn sent(&mut self, bytes: u64) {
+        let now = Instant::now();
+        // Unused time is not saved up for a burst.
+        self.due = self.due.max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s.max(1) as f64);
+        std::thread::sleep(self.due.saturating_duration_since(now).min(Duration::from_secs(1)));
+    }
+}
+
+/// Buffers and counters of the sending side.
+pub(super) struct Sender {
+    scratch: Vec<u8>,
+    /// Non-zero pages waiting to be sent, and where they go.
+    data: Vec<u8>,
+    runs: Vec<Run>,
+    zero: Vec<Run>,
+    lz4: bool,
+    cap: Option<Cap>,
+    pub(super) pages: u64,
+    pub(super) zero_pages: u64,
+}
+
+impl Sender {
+    pub(super) fn new(lz4: bool, bandwidth: Option<u64>) -> Self {
+        Sender {
+            scratch: vec![0; CHUNK_PAGES as usize * PAGE],
+            data: Vec::with_capacity(CHUNK_PAGES as usize * PAGE),
+            runs: Vec::new(),
+            zero: Vec::new(),
+            lz4,
+            cap: bandwidth.map(|bytes_per_s| Cap { bytes_per_s, due: Instant::now() }),
+            pages: 0,
+            zero_pages: 0,
+        }
+    }
+
+    /// The cap holds while the guest runs, not while it waits.
+    pub(super) fn lift_cap(&mut self) {
+        self.cap = None;
+    }
+
+    /// Sends all of `set`, and of `zero` only that it is zero.
+    pub(super) fn send<S: Source>(
+        &mut self,
+        machine: &S,
+        set: &PageSet,
+        zero: Option<&PageSet>,
+        link: &mut Link,
+        progress: &Progress,
+    ) -> Result<(), MigrateError> {
+        for run in zero.iter().flat_map(|z| z.runs(u64::MAX)) {
+            self.put_zero(run, link)?;
+        }
+        for run in set.runs(CHUNK_PAGES) {
+            if progress.is_cancelled() {
+                return Err(MigrateError::Cancelled);
+            }
+            self.chunk(machine, run, link)?;
+            progress.update(|p| {
+                p.round_pages_done += run.count;
+                p.pages = self.pages;
+                p.zero_pages = self.zero_pages;
+                p.bytes = link.sent();
+            });
+        }
+        self.flush_data(link)?;
+        self.flush_zero(link)
+    }
+
+    fn chunk<S: Source>(&mut self, machine: &S, run: Run, link: &mut Link) -> Result<(), MigrateError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let bytes = &mut scratch[..run.count as usize * PAGE];
+        let read = machine.read(run.gpa(), bytes).map_err(MigrateError::machine("reading guest memory"));
+        let mut result = read;
+        let (mut at, pages) = (0, run.count as usize);
+        while result.is_ok() && at < pages {
+            let is_zero = |i: usize| bytes[i * PAGE..(i + 1) * PAGE] == ZERO_PAGE;
+            let zero = is_zero(at);
+            let end = (at + 1..pages).find(|i| is_zero(*i) != zero).unwrap_or(pages);
+            let part = Run { page: run.page + at as u64, count: (end - at) as u64 };
+            result = if zero {
+                self.put_zero(part, link)
+            } else {
+                self.put_data(part, &bytes[at * PAGE..end * PAGE], link)
+            };
+            at = end;
+        }
+        self.scratch = scratch;
+        result
+    }
+
+    fn put_zero(&mut self, run: Run, link: &mut Link) -> Result<(), MigrateError> {
+        self.zero_pages += run.count;
+        match self.zero.last_mut() {
+            Some(last) if last.page + last.count == run.page => last.count += run.count,
+            _ => self.zero.push(run),
+        }
+        if self.zero.len() >= MAX_ZERO_RUNS { self.flush_zero(link) } else { Ok(()) }
+    }
+
+    fn put_data(&mut self, mut run: Run, mut bytes: &[u8], link: &mut Link) -> Result<(), MigrateError> {
+        self.pages += run.count;
+        while run.count > 0 {
+            let room = CHUNK_PAGES - (self.data.len() / PAGE) as u64;
+            let part = Run { page: run.page, count: run.count.min(room) };
+            let (now, later) = bytes.split_at(part.count as usize * PAGE);
+            self.data.extend_from_slice(now);
+            match self.runs.last_mut() {
+                Some(last) if last.page + last.count == part.page => last.count += part.count,
+                _ => self.runs.push(part),
+            }
+            bytes = later;
+            run = Run { page: run.page + part.count, count: run.count - part.count };
+            if part.count == room {
+                self.flush_data(link)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush_data(&mut self, link: &mut Link) -> Result<(), MigrateError> {
+        if self.runs.is_empty() {
+            return Ok(());
+        }
+        let out = link.begin();
+        put_runs(out, &self.runs);
+        let mut flags = 0;
+        if self.lz4 {
+            let from = out.len();
+            out.resize(from + lz4_flex::block::get_maximum_output_size(self.data.len()), 0);
+            match lz4_flex::block::compress_into(&self.data, &mut out[from..]) {
+                Ok(n) if n < self.data.len() => {
+                    out.truncate(from + n);
+                    flags = FLAG_LZ4;
+                }
+                _ => out.truncate(from),
+            }
+        }
+        if flags == 0 {
+            out.extend_from_slice(&self.data);
+        }
+        let len = out.len() as u64;
+        self.runs.clear();
+        self.data.clear();
+        link.send_built(Kind::Pages, flags, DOING)?;
+        self.cap.iter_mut().for_each(|cap| cap.sent(len));
+        Ok(())
+    }
+
+    fn flush_zero(&mut self, link: &mut Link) -> Result<(), MigrateError> {
+        if self.zero.is_empty() {
+            return Ok(());
+        }
+        put_runs(link.begin(), &self.zero);
+        self.zero.clear();
+        link.send_built(Kind::Zero, 0, DOING)
+    }
+}
+
+static ZERO_PAGE: [u8; PAGE] = [0; PAGE];

@@ -1,0 +1,366 @@
+//! The sending side.
+//!
+//! ```text
+//!   Idle ─hello─► Greeted ─offer─► Precopy ─rounds─► Paused ─state, last pages─► StateSent ─Ready, Commit─► Committed ─► Done
+//!     │              │                │                 │                            │                          │
+//!     └──────────────┴────────────────┴── any failure ──┴────────────────────────────┘                          │
+//!                                   the guest runs on, dirty bits given back                 answer lost: stays paused
+//! ```
+//!
+//! Each state owns the machine; a transition consumes it. `Committed` holds `Source::Gone`, which cannot be resumed.
+
+use super::error::MigrateError;
+use super::fault::Step;
+use super::link::Link;
+use super::machine::Source;
+use super::pages::PageSet;
+use super::progress::{Phase, Progress, Report};
+use super::sender::Sender;
+use super::switch::{Options, Round, Switch, Verdict};
+use super::wire::{Kind, caps, decode_texts};
+use std::time::{Duration, Instant};
+
+/// How a migration ended, for the sending side.
+#[derive(Debug)]
+pub enum Outcome<S: Source> {
+    /// The guest runs at the destination.
+    Moved(S::Gone, Report),
+    /// It did not happen. The machine is as before, its guest running if it was, unless `stuck` says why it could not be resumed.
+    Stayed {
+        /// The machine.
+        machine: S,
+        /// Why.
+        error: MigrateError,
+        /// Why the guest stands still although it was not given away.
+        stuck: Option<String>,
+    },
+    /// Given away, and no word came that it runs there. It stands still here; only an operator knows.
+    Unconfirmed(S::Gone, MigrateError),
+}
+
+/// Everything but the machine.
+struct Context {
+    link: Link,
+    options: Options,
+    progress: Progress,
+    /// Every page that a dirty log gave away: given back if the guest stays.
+    taken: Option<PageSet>,
+    report: Report,
+}
+
+/// A failed transition: the machine is still here.
+struct Failure<S> {
+    machine: S,
+    context: Context,
+    error: MigrateError,
+}
+
+type Next<S, T> = Result<T, Box<Failure<S>>>;
+
+struct Idle<S> {
+    machine: S,
+    context: Context,
+}
+struct Greeted<S> {
+    machine: S,
+    context: Context,
+    lz4: bool,
+}
+struct Precopy<S> {
+    machine: S,
+    context: Context,
+    sender: Sender,
+    /// Pages known to be dirty and not yet sent.
+    pending: PageSet,
+}
+struct Paused<S> {
+    machine: S,
+    context: Context,
+    sender: Sender,
+    pending: PageSet,
+    since: Instant,
+}
+struct StateSent<S> {
+    machine: S,
+    context: Context,
+    since: Instant,
+}
+struct Committed<G> {
+    gone: G,
+    context: Context,
+    since: Instant,
+    /// How sending the commit went.
+    sent: Result<(), MigrateError>,
+}
+
+/// Does `work`; on failure packs machine and context up for backing out.
+fn step<S, R>(
+    mut machine: S,
+    mut context: Context,
+    work: impl FnOnce(&mut S, &mut Context) -> Result<R, MigrateError>,
+) -> Next<S, (S, Context, R)> {
+    match work(&mut machine, &mut context) {
+        Ok(result) => Ok((machine, context, result)),
+        Err(error) => Err(Box::new(Failure { machine, context, error })),
+    }
+}
+
+fn unexpected(kind: Kind, expected: &'static str) -> MigrateError {
+    MigrateError::Unexpected { found: kind.name().into(), expected }
+}
+
+impl<S: Source> Idle<S> {
+    fn hello(self) -> Next<S, Greeted<S>> {
+        let (machine, context, lz4) = step(self.machine, self.context, |_, c| {
+            let (_version, common) = c.link.hello()?;
+            Ok(c.options.compress && common & caps::LZ4 != 0)
+        })?;
+        Ok(Greeted { machine, context, lz4 })
+    }
+}
+
+impl<S: Source> Greeted<S> {
+    fn preflight(self) -> Next<S, Precopy<S>> {
+        let lz4 = self.lz4;
+        let (machine, context, (sender, pending)) = step(self.machine, self.context, |machine, c| {
+            const DOING: &str = "waiting for the destination's answer to the offer";
+            c.progress.update(|p| p.phase = Phase::Preflight);
+            let offer = machine.offer().map_err(MigrateError::machine("describing the machine"))?;
+            c.report.memory_bytes = offer.memory_bytes();
+            c.link.at(Step::Preflight);
+            c.link.send(Kind::Offer, &offer.encode(), "sending the offer")?;
+            let answer = c.link.recv(DOING)?;
+            match answer.kind {
+                Kind::Accept => {}
+                Kind::Refuse => return Err(MigrateError::Refused(decode_texts(answer.payload)?)),
+                other => return Err(unexpected(other, "an answer to the offer")),
+            }
+            c.taken = Some(PageSet::empty(&offer.regions));
+            machine.start_logging().map_err(MigrateError::machine("starting the dirty log"))?;
+            Ok((Sender::new(lz4, c.options.bandwidth), PageSet::full(&offer.regions)))
+        })?;
+        Ok(Precopy { machine, context, sender, pending })
+    }
+}
+
+impl Context {
+    /// Moves the log's pages into `pending`, remembering them.
+    fn fetch<S: Source>(&mut self, machine: &mut S, pending: &mut PageSet) -> Result<(), MigrateError> {
+        let mut log = pending.clone();
+        log.clear();
+        let result = machine.take_dirty(&mut log).map_err(MigrateError::machine("reading the dirty log"));
+        // Also after a failure: what was given away must be given back.
+        self.taken.iter_mut().for_each(|t| t.merge(&log));
+        pending.merge(&log);
+        result
+    }
+}
+
+impl<S: Source> Precopy<S> {
+    fn rounds(self) -> Next<S, Paused<S>> {
+        let Precopy { machine, context, mut sender, mut pending } = self;
+        let (machine, context, since) = step(machine, context, |machine, c| {
+            c.progress.update(|p| p.phase = Phase::Precopy);
+            let mut switch = Switch::new(c.options.clone());
+            let mut zero = pending.clone();
+            zero.clear();
+            machine.untouched(&mut pending, &mut zero);
+            for number in 1.. {
+                c.report.rounds = number;
+                let took = Self::round(machine, c, &mut sender, &mut pending, &mut zero, number)?;
+                let pages = took.1;
+                c.fetch(machine, &mut pending)?;
+                let dirtied = pending.count();
+                let elapsed = c.progress.elapsed();
+                let verdict = switch.judge(Round { number, pages, took: took.0, dirtied, elapsed });
+                c.report.throttle_percent = c.report.throttle_percent.max(switch.throttle);
+                c.progress.update(|p| {
+                    p.dirty_pages_per_s = dirtied as f64 / took.0.as_secs_f64().max(1e-9);
+                    p.expected_downtime_ms = switch.expected.as_secs_f64() * 1e3;
+                    p.throttle_percent = switch.throttle;
+                });
+                match verdict {
+                    Verdict::Switch => break,
+                    Verdict::GiveUp(why) => return Err(MigrateError::NotConverging(why.into())),
+                    Verdict::Again { throttle } => {
+                        machine
+                            .throttle(throttle)
+                            .map_err(MigrateError::machine("slowing the vCPUs down"))?;
+                    }
+                }
+            }
+            if c.progress.is_cancelled() {
+                return Err(MigrateError::Cancelled);
+            }
+            c.link.at(Step::Pause);
+            let since = Instant::now();
+            c.link.set_deadline(Some(since + c.options.blackout));
+            machine.pause().map_err(MigrateError::machine("pausing the guest"))?;
+            Ok(since)
+        })?;
+        Ok(Paused { machine, context, sender, pending, since })
+    }
+
+    /// Sends `pending` and waits until the destination has it all. Gives the time it took and the pages it handled.
+    fn round(
+        machine: &mut S,
+        c: &mut Context,
+        sender: &mut Sender,
+        pending: &mut PageSet,
+        zero: &mut PageSet,
+        number: u32,
+    ) -> Result<(Duration, u64), MigrateError> {
+        let (begun, sent_before) = (Instant::now(), c.link.sent());
+        let pages = pending.count();
+        c.progress.update(|p| (p.round, p.round_pages, p.round_pages_done) = (number, pages, 0));
+        c.link.at(Step::Precopy);
+        sender.send(machine, pending, Some(zero), &mut c.link, &c.progress)?;
+        pending.clear();
+        zero.clear();
+        c.link.at(Step::Round);
+        c.link.send(Kind::RoundEnd, &number.to_le_bytes(), "ending a round")?;
+        let ack = c.link.recv("waiting for a round's acknowledgement")?;
+        if ack.kind != Kind::RoundAck || ack.payload != number.to_le_bytes() {
+            return Err(unexpected(ack.kind, "this round's acknowledgement"));
+        }
+        let took = begun.elapsed();
+        let rate = (c.link.sent() - sent_before) as f64 / took.as_secs_f64().max(1e-9);
+        c.progress.update(|p| p.bytes_per_s = rate);
+        Ok((took, pages))
+    }
+}
+
+impl<S: Source> Paused<S> {
+    fn state(self) -> Next<S, StateSent<S>> {
+        let Paused { machine, context, mut sender, mut pending, since } = self;
+        let (machine, context, ()) = step(machine, context, |machine, c| {
+            c.progress.update(|p| p.phase = Phase::Paused);
+            let blob = machine.save().map_err(MigrateError::machine("saving the state"))?;
+            c.report.blob_bytes = blob.len() as u64;
+            c.link.at(Step::State);
+            c.link.send(Kind::State, &blob, "sending the state")?;
+            // Saving may have written guest memory: the last log comes after it.
+            c.fetch(machine, &mut pending)?;
+            c.report.last_pages = pending.count();
+            c.report.rounds += 1;
+            sender.lift_cap();
+            sender.send(machine, &pending, None, &mut c.link, &c.progress)?;
+            (c.report.pages, c.report.zero_pages) = (sender.pages, sender.zero_pages);
+            c.link.at(Step::Finish);
+            c.link.send(Kind::Finish, &c.report.rounds.to_le_bytes(), "finishing")
+        })?;
+        Ok(StateSent { machine, context, since })
+    }
+}
+
+impl<S: Source> StateSent<S> {
+    fn commit(self) -> Next<S, Committed<S::Gone>> {
+        let since = self.since;
+        let (machine, context, sent) = step(self.machine, self.context, |_, c| {
+            c.link.at(Step::Ready);
+            let ready = c.link.recv("waiting for the destination to load the state")?;
+            if ready.kind != Kind::Ready || ready.payload.len() != 8 {
+                return Err(unexpected(ready.kind, "readiness"));
+            }
+            if c.progress.is_cancelled() {
+                return Err(MigrateError::Cancelled);
+            }
+            c.link.set_deadline(Some(Instant::now() + c.options.blackout));
+            c.link.at(Step::Commit);
+            let paused_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            match c.link.send_surely(Kind::Commit, &paused_ns.to_le_bytes(), "giving the guest away") {
+                // Not a byte has left: nothing was committed.
+                Err(Ok(error)) => Err(error),
+                Err(Err(error)) => Ok(Err(error)),
+                Ok(()) => Ok(Ok(())),
+            }
+        })?;
+        // From here on the guest is the destination's: whether the message arrives or not, it may run there.
+        context.progress.update(|p| p.phase = Phase::Committed);
+        Ok(Committed { gone: machine.commit(), context, since, sent })
+    }
+}
+
+impl<G> Committed<G> {
+    /// Waits for the word that the guest runs. Whatever comes of it, it is given away.
+    fn finish(mut self) -> (G, Context, Result<(), MigrateError>) {
+        let sent = std::mem::replace(&mut self.sent, Ok(()));
+        let confirmed = sent.and_then(|()| self.confirm());
+        let c = &mut self.context;
+        c.report.downtime_ms = self.since.elapsed().as_secs_f64() * 1e3;
+        c.report.total_ms = c.progress.elapsed().as_secs_f64() * 1e3;
+        c.report.bytes = c.link.sent();
+        (self.gone, self.context, confirmed)
+    }
+
+    fn confirm(&mut self) -> Result<(), MigrateError> {
+        let c = &mut self.context;
+        c.link.at(Step::Running);
+        let answer = c.link.recv("waiting for the word that the guest runs")?;
+        match answer.kind {
+            Kind::Running => Ok(()),
+            Kind::NotRunning => {
+                let why = decode_texts(answer.payload)?.join("; ");
+                Err(MigrateError::Peer(format!("the guest does not run there: {why}")))
+            }
+            other => Err(unexpected(other, "the word that the guest runs")),
+        }
+    }
+}
+
+impl<S: Source> Failure<S> {
+    fn back_out(self) -> Outcome<S> {
+        let Failure { mut machine, mut context, error } = self;
+        // The guest first: the peer's reason can wait, the guest cannot.
+        let stuck = match &context.taken {
+            Some(taken) => machine.abandon(taken).err().map(|e| e.to_string()),
+            None => None,
+        };
+        let error = context.link.why(error);
+        context.link.abort(&error);
+        context.progress.update(|p| {
+            p.phase = Phase::Failed;
+            p.error = Some(match &stuck {
+                None => error.to_string(),
+                Some(why) => format!("{error}; and the guest could not be resumed: {why}"),
+            });
+            p.report = Some(context.report.clone());
+        });
+        Outcome::Stayed { machine, error, stuck }
+    }
+}
+
+/// Sends a running machine over a connected link. Comes back when it is decided where the guest runs.
+pub fn send<S: Source>(machine: S, link: Link, options: Options, progress: Progress) -> Outcome<S> {
+    let context = Context { link, options, progress, taken: None, report: Report::default() };
+    let committed = Idle { machine, context }
+        .hello()
+        .and_then(Greeted::preflight)
+        .and_then(Precopy::rounds)
+        .and_then(Paused::state)
+        .and_then(StateSent::commit);
+    let committed = match committed {
+        Ok(committed) => committed,
+        Err(failure) => return failure.back_out(),
+    };
+    let (gone, context, confirmed) = committed.finish();
+    let Context { progress, report, .. } = context;
+    progress.update(|p| {
+        p.phase = if confirmed.is_ok() { Phase::Done } else { Phase::Unconfirmed };
+        p.error = confirmed.as_ref().err().map(|e| e.to_string());
+        p.bytes = report.bytes;
+        p.report = Some(report.clone());
+    });
+    match confirmed {
+        Ok(()) => Outcome::Moved(gone, report),
+        Err(error) => Outcome::Unconfirmed(gone, error),
+    }
+}
+
+/// What to tell the operator of an [`Outcome::Unconfirmed`].
+pub fn unconfirmed_advice(peer: &str, error: &MigrateError) -> String {
+    format!(
+        "the guest was given to {peer} and no word came that it runs there ({error}); it stands still here. \
+         Look there: if it runs, end this process; only if it certainly does not, resume it here"
+    )
+}

@@ -1,0 +1,189 @@
+//! When to stop copying and switch over, and how much to slow down a guest that writes too fast. Arithmetic only.
+
+use std::time::Duration;
+
+/// What to do when the guest will not come within the downtime target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnTimeout {
+    /// Give up; the guest runs on at the source.
+    #[default]
+    Cancel,
+    /// Pause and finish, however long that takes.
+    Force,
+}
+
+/// What the operator wants.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long the guest may stand still.
+    pub downtime: Duration,
+    /// Most bytes a second on the wire while the guest runs.
+    pub bandwidth: Option<u64>,
+    /// Most rounds before `on_timeout`.
+    pub max_rounds: u32,
+    /// Most time before `on_timeout`.
+    pub timeout: Option<Duration>,
+    /// And then.
+    pub on_timeout: OnTimeout,
+    /// Slow the vCPUs down as far as needed.
+    pub auto_converge: bool,
+    /// Compress pages by LZ4.
+    pub compress: bool,
+    /// How long the peer may be silent, and this side wait in any one step.
+    pub idle: Duration,
+    /// How long the guest may stand still at worst before the attempt is given up.
+    pub blackout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            downtime: Duration::from_millis(50),
+            bandwidth: None,
+            max_rounds: 60,
+            timeout: Some(Duration::from_secs(600)),
+            on_timeout: OnTimeout::Cancel,
+            auto_converge: true,
+            compress: false,
+            idle: Duration::from_secs(10),
+            blackout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What a round of precopy measured.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Round {
+    /// Its number, from 1.
+    pub(super) number: u32,
+    /// Pages it handled.
+    pub(super) pages: u64,
+    /// From its first page to the destination's acknowledgement.
+    pub(super) took: Duration,
+    /// Pages that the guest dirtied meanwhile.
+    pub(super) dirtied: u64,
+    /// Time since the migration began.
+    pub(super) elapsed: Duration,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Verdict {
+    /// Another round, at this throttle.
+    Again { throttle: u8 },
+    /// Switch over.
+    Switch,
+    /// Give up: why.
+    GiveUp(&'static str),
+}
+
+/// State and pages apart from copying: pausing, saving, loading, a few round trips.
+const FIXED_COST: Duration = Duration::from_millis(1);
+/// So few pages are one write: their time is all fixed cost, and says nothing of the speed.
+const FEW_PAGES: u64 = 64;
+/// The strongest throttle.
+const MAX_THROTTLE: u8 = 99;
+
+/// Decides after every round.
+#[derive(Debug)]
+pub(super) struct Switch {
+    options: Options,
+    /// Measured seconds a page, over the last rounds that were long enough to tell.
+    page_s: Option<f64>,
+    pub(super) throttle: u8,
+    pub(super) expected: Duration,
+}
+
+impl Switch {
+    pub(super) fn new(options: Options) -> Self {
+        Switch { options, page_s: None, throttle: 0, expected: Duration::ZERO }
+    }
+
+    /// After a round.
+    pub(super) fn judge(&mut self, round: Round) -> Verdict {
+        let o = &self.options;
+        if round.pages >= FEW_PAGES || self.page_s.is_none() {
+            let now = round.took.as_secs_f64() / round.pages.max(1) as f64;
+            // Half old, half new: a single slow round neither decides nor is forgotten.
+            self.page_s = Some(self.page_s.map_or(now, |old| (old + now) / 2.0));
+        }
+        let page_s = self.page_s.unwrap_or_default();
+        self.expected = FIXED_COST + Duration::from_secs_f64((page_s * round.dirtied as f64).min(1e6));
+        if self.expected <= o.downtime || round.dirtied == 0 {
+            return Verdict::Switch;
+        }
+        let late = o.timeout.is_some_and(|t| round.elapsed >= t);
+        if late || round.number >= o.max_rounds {
+            return match (o.on_timeout, late) {
+                (OnTimeout::Force, _) => Verdict::Switch,
+                (_, true) => Verdict::GiveUp("the time limit is over (timeout_s)"),
+                (_, false) => Verdict::GiveUp("too many rounds (max_rounds)"),
+            };
+        }
+        // Each round should leave at most half of what it began with.
+        let allowed = round.pages / 2;
+        if o.auto_converge && round.dirtied > allowed && round.number > 1 {
+            let runs = f64::from(100 - self.throttle);
+            let wanted = runs * allowed as f64 / round.dirtied as f64;
+            let target = (100.0 - wanted).clamp(0.0, MAX_THROTTLE.into()) as u8;
+            // At least a step of ten: measured rates lag behind.
+            self.throttle = target.max(self.throttle.saturating_add(10)).min(MAX_THROTTLE);
+        }
+        Verdict::Again { throttle: self.throttle }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that dirties `rate` pages a second of at most `set` pages, over a link of `link` pages a second.
+    fn run(rate: f64, set: u64, link: f64, options: Options) -> (u32, u8, Result<Duration, &'static str>) {
+        let mut switch = Switch::new(options);
+        let (mut pages, mut elapsed, mut throttle) = (262_144u64, Duration::ZERO, 0u8);
+        for number in 1.. {
+            let took = Duration::from_secs_f64(pages as f64 / link);
+            elapsed += took;
+            let speed = rate * f64::from(100 - throttle) / 100.0;
+            let dirtied = ((speed * took.as_secs_f64()) as u64).min(set);
+            match switch.judge(Round { number, pages, took, dirtied, elapsed }) {
+                Verdict::Again { throttle: t } => (throttle, pages) = (t, dirtied),
+                Verdict::Switch => return (number, throttle, Ok(switch.expected)),
+                Verdict::GiveUp(why) => return (number, throttle, Err(why)),
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn an_idle_guest_switches_after_one_round() {
+        assert_eq!(run(0.0, 0, 250_000.0, Options::default()), (1, 0, Ok(FIXED_COST)));
+    }
+
+    #[test]
+    fn a_slow_writer_converges_without_throttle() {
+        let (rounds, throttle, downtime) = run(50_000.0, 262_144, 250_000.0, Options::default());
+        assert!(rounds < 6 && throttle == 0 && downtime.unwrap() <= Duration::from_millis(50));
+    }
+
+    #[test]
+    fn any_writer_converges_by_throttle() {
+        for rate in [120_000.0, 250_000.0, 1e6, 1e7] {
+            let (rounds, throttle, downtime) = run(rate, 262_144, 250_000.0, Options::default());
+            assert!(downtime.unwrap() <= Duration::from_millis(50), "{rate}: {rounds} rounds, {throttle} %");
+            assert!(rounds < 20, "{rate}: {rounds} rounds, {throttle} %");
+        }
+    }
+
+    #[test]
+    fn without_throttle_limits_hold() {
+        let mut options =
+            Options { auto_converge: false, timeout: Some(Duration::from_secs(5)), ..Options::default() };
+        assert!(run(1e6, 262_144, 250_000.0, options.clone()).2.is_err());
+        options.on_timeout = OnTimeout::Force;
+        assert!(run(1e6, 262_144, 250_000.0, options.clone()).2.unwrap() > Duration::from_millis(500));
+        options.timeout = None;
+        options.max_rounds = 3;
+        assert_eq!(run(1e6, 262_144, 250_000.0, options).0, 3);
+    }
+}

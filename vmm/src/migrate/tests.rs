@@ -1,0 +1,494 @@
+//! Whole migrations of a mock machine over real sockets, and every fault at every step of either side.
+
+use super::fault::{Action, Plan, Side, Step};
+use super::offer::tests::{capabilities, offer};
+use super::*;
+use crate::memory::PAGE_SIZE;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// What a test can see from outside of both machines.
+#[derive(Default)]
+struct World {
+    source_runs: AtomicBool,
+    destination_runs: AtomicBool,
+    advance_ns: AtomicU64,
+    /// Memory and blob that the source had when it stopped.
+    left: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
+    arrived: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
+    throttle: AtomicU64,
+}
+
+/// A guest that writes some pages whenever its log is read, as if time had passed.
+struct MockSource {
+    world: Arc<World>,
+    offer: Offer,
+    memory: Vec<u8>,
+    logging: bool,
+    log: PageSet,
+    /// Dirty bits of another reader (a diff snapshot): every page ever written must be here when the guest stays.
+    kept: PageSet,
+    ever: PageSet,
+    pages_a_turn: u64,
+    turn: u64,
+    fail: Option<&'static str>,
+}
+
+impl MockSource {
+    fn new(world: &Arc<World>, offer: Offer, pages_a_turn: u64) -> Self {
+        world.source_runs.store(true, Ordering::SeqCst);
+        let memory = vec![0; offer.memory_bytes() as usize];
+        let empty = PageSet::empty(&offer.regions);
+        let mut machine = MockSource {
+            world: Arc::clone(world),
+            memory,
+            logging: false,
+            log: empty.clone(),
+            kept: empty.clone(),
+            ever: empty,
+            pages_a_turn,
+            turn: 0,
+            fail: None,
+            offer,
+        };
+        (0..10).for_each(|_| machine.live());
+        machine
+    }
+
+    /// Offset in `memory` of a guest address.
+    fn at(offer: &Offer, gpa: u64) -> usize {
+        let mut offset = 0;
+        for r in &offer.regions {
+            if gpa >= r.gpa && gpa < r.gpa + r.len {
+                return (offset + gpa - r.gpa) as usize;
+            }
+            offset += r.len;
+        }
+        panic!("{gpa:#x} is not guest memory");
+    }
+
+    fn live(&mut self) {
+        let throttle = self.world.throttle.load(Ordering::SeqCst);
+        for i in 0..self.pages_a_turn * (100 - throttle) / 100 {
+            self.turn = self.turn.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407 + i);
+            let pages: u64 = self.offer.regions.iter().map(|r| r.len / PAGE_SIZE).sum();
+            let page = (self.turn >> 33) % pages;
+            // Some writes make a page zero again.
+            let value = if page.is_multiple_of(5) { 0 } else { (self.turn >> 20) as u8 };
+            self.memory[page as usize * PAGE + (self.turn >> 50) as usize % PAGE] = value;
+            if page.is_multiple_of(7) {
+                self.memory[page as usize * PAGE..][..PAGE].fill(0);
+            }
+            let first = self.offer.regions[0].len / PAGE_SIZE;
+            let number =
+                if page < first { page } else { self.offer.regions[1].gpa / PAGE_SIZE + page - first };
+            assert!(self.ever.insert(Run { page: number, count: 1 }));
+            let log = if self.logging { &mut self.log } else { &mut self.kept };
+            assert!(log.insert(Run { page: number, count: 1 }));
+        }
+    }
+
+    fn may(&self, doing: &'static str) -> Result<(), Fault> {
+        if self.fail == Some(doing) { Err(format!("{doing} fails here").into()) } else { Ok(()) }
+    }
+}
+
+impl Drop for MockSource {
+    fn drop(&mut self) {
+        self.world.source_runs.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Source for MockSource {
+    type Gone = ();
+    fn offer(&self) -> Result<Offer, Fault> {
+        Ok(self.offer.clone())
+    }
+    fn start_logging(&mut self) -> Result<(), Fault> {
+        self.logging = true;
+        Ok(())
+    }
+    fn take_dirty(&mut self, pages: &mut PageSet) -> Result<(), Fault> {
+        if self.world.source_runs.load(Ordering::SeqCst) {
+            self.live();
+        }
+        pages.merge(&self.log);
+        self.log.clear();
+        Ok(())
+    }
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        let at = Self::at(&self.offer, gpa);
+        buf.copy_from_slice(&self.memory[at..at + buf.len()]);
+        Ok(())
+    }
+    fn throttle(&mut self, percent: u8) -> Result<(), Fault> {
+        self.world.throttle.store(percent.into(), Ordering::SeqCst);
+        Ok(())
+    }
+    fn pause(&mut self) -> Result<(), Fault> {
+        self.may("pause")?;
+        self.live();
+        self.world.source_runs.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+    fn save(&mut self) -> Result<Vec<u8>, Fault> {
+        self.may("save")?;
+        // Saving writes guest memory, as real devices do.
+        self.memory[3 * PAGE] ^= 0x55;
+        assert!(self.log.insert(Run { page: 3, count: 1 }) && self.ever.insert(Run { page: 3, count: 1 }));
+        let blob = format!("state after {}", self.turn).into_bytes();
+        *self.world.left.lock().unwrap() = Some((self.memory.clone(), blob.clone()));
+        Ok(blob)
+    }
+    fn abandon(&mut self, taken: &PageSet) -> Result<(), Fault> {
+        self.kept.merge(taken);
+        let rest = std::mem::replace(&mut self.log, PageSet::empty(&self.offer.regions));
+        self.kept.merge(&rest);
+        self.logging = false;
+        self.world.throttle.store(0, Ordering::SeqCst);
+        self.world.source_runs.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn commit(self) -> Self::Gone {}
+}
+
+struct MockBuilder {
+    world: Arc<World>,
+    capabilities: Capabilities,
+    fail: Option<&'static str>,
+}
+
+struct MockTarget {
+    world: Arc<World>,
+    offer: Offer,
+    memory: Vec<u8>,
+    blob: Vec<u8>,
+    fail: Option<&'static str>,
+}
+
+impl Builder for MockBuilder {
+    type Target = MockTarget;
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+    fn build(self, offer: &Offer) -> Result<MockTarget, Fault> {
+        if self.fail == Some("build") {
+            return Err("no memory".into());
+        }
+        let memory = vec![0; offer.memory_bytes() as usize];
+        Ok(MockTarget { world: self.world, offer: offer.clone(), memory, blob: vec![], fail: self.fail })
+    }
+}
+
+impl Target for MockTarget {
+    type Running = ();
+    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let at = MockSource::at(&self.offer, gpa);
+        self.memory[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+    fn zero(&mut self, gpa: u64, len: u64) -> Result<(), Fault> {
+        let at = MockSource::at(&self.offer, gpa);
+        self.memory[at..at + len as usize].fill(0);
+        Ok(())
+    }
+    fn load(&mut self, container: &[u8]) -> Result<(), Fault> {
+        if self.fail == Some("load") {
+            return Err("the backend refuses x86.regs".into());
+        }
+        self.blob = container.to_vec();
+        Ok(())
+    }
+    fn run(self, advance_ns: u64) -> Result<(), Fault> {
+        if self.fail == Some("run") {
+            return Err("no thread".into());
+        }
+        // Never two: at this instant the source must not run.
+        assert!(!self.world.source_runs.load(Ordering::SeqCst), "two guests run");
+        self.world.advance_ns.store(advance_ns, Ordering::SeqCst);
+        *self.world.arrived.lock().unwrap() = Some((self.memory, self.blob));
+        self.world.destination_runs.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+struct Case {
+    plan: Option<Plan>,
+    source_fails: Option<&'static str>,
+    destination_fails: Option<&'static str>,
+    options: Options,
+    capabilities: Capabilities,
+    pages_a_turn: u64,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        let mut host = capabilities();
+        host.max_memory_bytes = 1 << 30;
+        let options =
+            Options { idle: Duration::from_secs(60), downtime: Duration::ZERO, ..Options::default() };
+        let options = Options { max_rounds: 4, on_timeout: OnTimeout::Force, ..options };
+        Case {
+            plan: None,
+            source_fails: None,
+            destination_fails: None,
+            options,
+            capabilities: host,
+            pages_a_turn: 200,
+        }
+    }
+}
+
+struct Ended {
+    world: Arc<World>,
+    /// `None`: the process was killed.
+    source: Option<Outcome<MockSource>>,
+    destination: Option<Arrival<()>>,
+    source_progress: Progress,
+}
+
+impl Ended {
+    fn runs(&self) -> (bool, bool) {
+        let w = &self.world;
+        (w.source_runs.load(Ordering::SeqCst), w.destination_runs.load(Ordering::SeqCst))
+    }
+
+    fn error(&self) -> String {
+        match self.source.as_ref().expect("the source lives") {
+            Outcome::Moved(..) => panic!("it moved"),
+            Outcome::Stayed { error, .. } | Outcome::Unconfirmed(_, error) => error.to_string(),
+        }
+    }
+
+    fn destination_error(&self) -> String {
+        match self.destination.as_ref().expect("the destination lives") {
+            Arrival::Running(..) => panic!("it runs"),
+            Arrival::Failed(error) => error.to_string(),
+        }
+    }
+}
+
+fn big_offer() -> Offer {
+    let mut o = offer();
+    o.regions[0].len = 4 << 20;
+    o
+}
+
+fn migrate(case: Case) -> Ended {
+    let world = Arc::new(World::default());
+    let (a, b) = UnixStream::pair().unwrap();
+    let stream = |s: UnixStream| Box::new(socket2::Socket::from(std::os::fd::OwnedFd::from(s)));
+    let idle = case.options.idle;
+    let mut to = Link::new(stream(a), Side::Source, idle);
+    let mut from = Link::new(stream(b), Side::Destination, idle);
+    to.set_plan(case.plan);
+    from.set_plan(case.plan);
+    let builder = MockBuilder {
+        world: Arc::clone(&world),
+        capabilities: case.capabilities,
+        fail: case.destination_fails,
+    };
+    let destination =
+        std::thread::spawn(move || receive(builder, from, Progress::new("destination", "test")));
+    let mut machine = MockSource::new(&world, big_offer(), case.pages_a_turn);
+    machine.fail = case.source_fails;
+    let progress = Progress::new("source", "test");
+    let (options, shown) = (case.options, progress.clone());
+    let source = std::thread::spawn(move || send(machine, to, options, shown));
+    let (source, destination) = (source.join().ok(), destination.join().ok());
+    Ended { world, source, destination, source_progress: progress }
+}
+
+/// What must hold however it ended.
+fn check(name: &str, e: &Ended) {
+    let (at_source, at_destination) = e.runs();
+    assert!(!(at_source && at_destination), "{name}: two guests run");
+    if at_destination {
+        let (left, arrived) = (e.world.left.lock().unwrap(), e.world.arrived.lock().unwrap());
+        assert!(*left == *arrived, "{name}: memory or state changed on the way");
+    }
+    match &e.source {
+        None => {}
+        Some(Outcome::Moved((), _)) => assert!(at_destination, "{name}: moved to nowhere"),
+        Some(Outcome::Stayed { machine, stuck, .. }) => {
+            assert!(at_source && stuck.is_none(), "{name}: the guest should go on");
+            let mut all = machine.kept.clone();
+            all.merge(&machine.ever);
+            assert!(machine.kept == all, "{name}: dirty bits are lost");
+            assert_eq!(e.world.throttle.load(Ordering::SeqCst), 0, "{name}: still throttled");
+            assert_eq!(e.source_progress.snapshot().phase, Phase::Failed);
+        }
+        Some(Outcome::Unconfirmed((), _)) => {
+            assert!(!at_source, "{name}: given away and still running");
+            assert_eq!(e.source_progress.snapshot().phase, Phase::Unconfirmed);
+        }
+    }
+}
+
+#[test]
+fn a_guest_moves_with_all_its_pages() {
+    for compress in [false, true] {
+        let mut case = Case::default();
+        case.options.compress = compress;
+        let e = migrate(case);
+        check("plain", &e);
+        let Some(Outcome::Moved((), report)) = &e.source else { panic!("{}", e.error()) };
+        assert!(report.rounds >= 2 && report.pages > 200 && report.zero_pages > 100, "{report:?}");
+        assert_eq!(report.memory_bytes, big_offer().memory_bytes());
+        let raw = report.pages * PAGE_SIZE;
+        assert!(if compress { report.bytes < raw } else { report.bytes > raw }, "{report:?}");
+        assert!(e.world.advance_ns.load(Ordering::SeqCst) > 0, "the guest's clock must go on");
+        assert!(
+            matches!(&e.destination, Some(Arrival::Running((), r)) if r.bytes == report.bytes),
+            "bytes differ"
+        );
+    }
+}
+
+#[test]
+fn every_fault_at_every_step_leaves_one_guest() {
+    let mut moved = 0;
+    for side in Side::ALL {
+        for step in Step::ALL {
+            for action in Action::ALL {
+                if *step == Step::Pause && *side == Side::Destination {
+                    continue;
+                }
+                let name = format!("{}:{}:{}", side.name(), step.name(), action.name());
+                let kill = || std::panic::resume_unwind(Box::new("killed"));
+                let stall = Duration::from_millis(300);
+                let plan = Plan { side: *side, step: *step, action: *action, kill, stall };
+                let mut case = Case { plan: Some(plan), ..Case::default() };
+                if *action == Action::Stall {
+                    case.options.idle = Duration::from_millis(100);
+                }
+                let e = migrate(case);
+                check(&name, &e);
+                let (at_source, at_destination) = e.runs();
+                // Only after the commit may nobody run, and then the source says what it waits for.
+                // A frame sent twice is noticed where the next one is due, and the frame after the source's look at
+                // `Ready` is the commit.
+                let late =
+                    [Step::State, Step::Finish, Step::Ready].contains(step) && *action == Action::Repeat;
+                let at_commit = (*side, *step) == (Side::Source, Step::Ready) && *action != Action::Cut;
+                let after = [Step::Commit, Step::Running].contains(step) || late || at_commit;
+                match &e.source {
+                    None => assert!(*action == Action::Kill && *side == Side::Source, "{name}"),
+                    Some(Outcome::Unconfirmed(..)) => assert!(after, "{name}: {}", e.error()),
+                    Some(_) => assert!(at_source || at_destination, "{name}: nobody runs"),
+                }
+                if e.source.is_none() && !after {
+                    assert!(!at_destination, "{name}: the source died and the destination runs");
+                }
+                moved += u32::from(matches!(e.source, Some(Outcome::Moved(..))));
+            }
+        }
+    }
+    assert!(moved > 0, "faults that come too late to matter should let some guests move");
+}
+
+#[test]
+fn preflight_refusals_reach_both_ends_before_any_page() {
+    let mut case = Case::default();
+    case.capabilities.max_memory_bytes = 1 << 20;
+    case.capabilities.models = vec![];
+    let e = migrate(case);
+    check("refused", &e);
+    for text in [e.error(), e.destination_error()] {
+        assert!(text.contains("5 MiB") && text.contains("sse2"), "{text}");
+    }
+    assert_eq!(e.source_progress.snapshot().pages, 0);
+}
+
+#[test]
+fn failures_of_the_machines_are_told_to_both_ends() {
+    for (source_fails, destination_fails, text) in [
+        (Some("pause"), None, "pause fails here"),
+        (Some("save"), None, "save fails here"),
+        (None, Some("build"), "no memory"),
+        (None, Some("load"), "the backend refuses x86.regs"),
+        (None, Some("run"), "no thread"),
+    ] {
+        let e = migrate(Case { source_fails, destination_fails, ..Case::default() });
+        check(text, &e);
+        for error in [e.error(), e.destination_error()] {
+            assert!(error.contains(text), "{error:?} should say {text:?}");
+        }
+        let unconfirmed = matches!(e.source, Some(Outcome::Unconfirmed(..)));
+        assert_eq!(unconfirmed, destination_fails == Some("run"), "{text}");
+    }
+}
+
+#[test]
+fn garbage_and_other_versions_are_refused_and_the_guest_goes_on() {
+    use std::io::{Read, Write};
+    for (answer, text) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "does not speak"),
+        (b"GODWITMG\x07\x00\x09\x00\x00\x00\x00\x00", "versions 7 to 9"),
+        (b"", "closed the connection"),
+        (b"GODWITMG\x01\x00\x01\x00\x00\x00\x00\x00 garbage after the greeting", "checksum"),
+    ] {
+        let world = Arc::new(World::default());
+        let (a, mut b) = UnixStream::pair().unwrap();
+        let socket = socket2::Socket::from(std::os::fd::OwnedFd::from(a));
+        let peer = std::thread::spawn(move || {
+            b.write_all(answer).unwrap();
+            let _ = b.shutdown(std::net::Shutdown::Write);
+            let mut rest = Vec::new();
+            let _ = b.read_to_end(&mut rest);
+        });
+        let machine = MockSource::new(&world, big_offer(), 10);
+        let link = Link::new(Box::new(socket), Side::Source, Duration::from_secs(60));
+        let progress = Progress::new("source", "test");
+        let source = Some(send(machine, link, Options::default(), progress.clone()));
+        peer.join().unwrap();
+        let e = Ended { world, source, destination: None, source_progress: progress };
+        check(text, &e);
+        assert!(e.error().contains(text), "{:?} should say {text:?}", e.error());
+    }
+}
+
+#[test]
+fn a_guest_that_writes_too_fast_is_throttled_or_given_up() {
+    let mut case = Case { pages_a_turn: 3000, ..Case::default() };
+    case.options.max_rounds = 8;
+    let e = migrate(case);
+    check("throttled", &e);
+    assert!(matches!(&e.source, Some(Outcome::Moved((), r)) if r.throttle_percent > 0));
+
+    let mut case = Case { pages_a_turn: 3000, ..Case::default() };
+    case.options.auto_converge = false;
+    case.options.on_timeout = OnTimeout::Cancel;
+    let e = migrate(case);
+    check("given up", &e);
+    assert!(e.error().contains("max_rounds"), "{}", e.error());
+    assert!(e.destination_error().contains("max_rounds"), "{}", e.destination_error());
+}
+
+#[test]
+fn a_cancelled_guest_goes_on() {
+    let world = Arc::new(World::default());
+    let (a, b) = UnixStream::pair().unwrap();
+    let link = |s: UnixStream, side| {
+        let socket = socket2::Socket::from(std::os::fd::OwnedFd::from(s));
+        Link::new(Box::new(socket), side, Duration::from_secs(60))
+    };
+    let builder =
+        MockBuilder { world: Arc::clone(&world), capabilities: Case::default().capabilities, fail: None };
+    let from = link(b, Side::Destination);
+    let destination =
+        std::thread::spawn(move || receive(builder, from, Progress::new("destination", "test")));
+    let machine = MockSource::new(&world, big_offer(), 10);
+    let progress = Progress::new("source", "test");
+    progress.cancel();
+    let source = Some(send(machine, link(a, Side::Source), Options::default(), progress.clone()));
+    let destination = destination.join().ok();
+    let e = Ended { world, source, destination, source_progress: progress };
+    check("cancelled", &e);
+    assert_eq!(e.error(), "cancelled");
+    assert!(e.destination_error().contains("cancelled"));
+}
