@@ -10,10 +10,10 @@ pub fn integer(iterations: u64) -> u64 {
         a = a.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i);
         b ^= a.rotate_left(13);
         c = c.wrapping_add(b as u32) ^ (c >> 3);
-        if a & 63 == 0 {
+        if i & 63 == 0 {
             b = b.wrapping_add(a / u64::from(c | 1));
         }
-        if b & 1 == 0 { a ^= u64::from(c) } else { b = b.wrapping_sub(a >> 7) }
+        if i & 3 == 0 { a ^= u64::from(c) } else { b = b.wrapping_sub(a >> 7) }
     }
     a ^ b ^ u64::from(c)
 }

@@ -42,7 +42,7 @@ const fn event(name: &'static str, iterations: u64, run: fn(u64) -> u64) -> Kern
 
 static KERNELS: &[Kernel] = &[
     compute("integer", 40_000_000, compute::integer),
-    compute("coremark", 400, compute::coremark),
+    compute("coremark", 20_000, compute::coremark),
     compute("sha256", 300, compute::sha256),
     compute("rep_movsb", 40_000, memory::rep_movsb),
     compute("rep_stosb", 40_000, memory::rep_stosb),
@@ -59,12 +59,12 @@ static KERNELS: &[Kernel] = &[
     },
     compute("bytecode", 1_500_000, compute::bytecode),
     compute("sort", 8, compute::sort),
-    event("int3", 200_000, events::int3),
+    event("int3", 500_000, events::int3),
     event("page_fault", 100_000, events::page_fault),
-    event("syscall", 300_000, events::syscall),
+    event("syscall", 2_000_000, events::syscall),
     event("port_io", 300_000, events::port_io),
     event("cr3", 100_000, events::cr3),
-    compute("self_modifying", 100_000, events::self_modifying),
+    compute("self_modifying", 40_000, events::self_modifying),
 ];
 
 fn selected(name: &str) -> bool {
