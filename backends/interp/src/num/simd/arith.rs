@@ -188,11 +188,9 @@ pub fn phminposuw(a: V128) -> V128 {
 #[inline(always)]
 #[must_use]
 pub fn pmovmskb(a: V128) -> u32 {
-    let mut r = 0;
-    for (i, v) in a.u8s().into_iter().enumerate() {
-        r |= u32::from(v >> 7) << i;
-    }
-    r
+    // The multiplication gathers the eight top bits into the top byte, without carries.
+    let gather = |v: u64| ((v >> 7 & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u32;
+    gather(a.low()) | gather(a.high()) << 8
 }
 
 /// MOVMSKPS

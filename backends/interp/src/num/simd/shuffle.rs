@@ -6,12 +6,17 @@ use super::super::vec::V128;
 #[inline(always)]
 #[must_use]
 pub fn pshufb(a: V128, mask: V128) -> V128 {
-    let (a, mut m) = (a.u8s(), mask.u8s());
-    for m in &mut m {
-        let v = a[usize::from(*m & 15)];
-        *m = if *m & 0x80 != 0 { 0 } else { v };
-    }
-    V128::from_u8s(m)
+    // Bytes are gathered in registers: storing them singly would stall the next whole load.
+    let a = a.u8s();
+    let half = |m: u64| {
+        let mut r = 0u64;
+        for i in 0..8 {
+            r |= u64::from(a[(m >> (8 * i) & 15) as usize]) << (8 * i);
+        }
+        let clear = (m >> 7 & 0x0101_0101_0101_0101) * 0xff;
+        r & !clear
+    };
+    V128::from_halves(half(mask.low()), half(mask.high()))
 }
 
 #[inline(always)]

@@ -14,7 +14,7 @@ pub fn cvtss2sd(mx: &mut Mxcsr, a: u32) -> Sse<u64> {
     if plain::<f32>(a) {
         return Ok(f64::from(f32::from_bits(a)).to_bits());
     }
-    mx.soft(|env| soft::convert::<F32, F64>(env, F32(a)).0)
+    mx.soft(move |env| soft::convert::<F32, F64>(env, F32(a)).0)
 }
 
 /// CVTSD2SS.
@@ -29,7 +29,7 @@ pub fn cvtsd2ss(mx: &mut Mxcsr, a: u64) -> Sse<u32> {
             return Ok(r);
         }
     }
-    mx.soft(|env| soft::convert::<F64, F32>(env, F64(a)).0)
+    mx.soft(move |env| soft::convert::<F64, F32>(env, F64(a)).0)
 }
 
 /// CVTSI2SD with a 32-bit source: always exact.
@@ -48,7 +48,7 @@ pub fn cvtsi2sd64(mx: &mut Mxcsr, v: i64) -> Sse<u64> {
     if mx.fast() || v.unsigned_abs() <= 1 << 53 {
         return Ok((v as f64).to_bits());
     }
-    mx.soft(|env| soft::from_i64::<F64>(env, v).0)
+    mx.soft(move |env| soft::from_i64::<F64>(env, v).0)
 }
 
 /// CVTSI2SS with a 32-bit source.
@@ -60,7 +60,7 @@ pub fn cvtsi2ss32(mx: &mut Mxcsr, v: i32) -> Sse<u32> {
     if mx.fast() || v.unsigned_abs() <= 1 << 24 {
         return Ok((v as f32).to_bits());
     }
-    mx.soft(|env| soft::from_i32::<F32>(env, v).0)
+    mx.soft(move |env| soft::from_i32::<F32>(env, v).0)
 }
 
 /// CVTSI2SS with a 64-bit source.
@@ -72,7 +72,7 @@ pub fn cvtsi2ss64(mx: &mut Mxcsr, v: i64) -> Sse<u32> {
     if mx.fast() || v.unsigned_abs() <= 1 << 24 {
         return Ok((v as f32).to_bits());
     }
-    mx.soft(|env| soft::from_i64::<F32>(env, v).0)
+    mx.soft(move |env| soft::from_i64::<F32>(env, v).0)
 }
 
 #[inline(always)]
@@ -84,7 +84,7 @@ fn int32<F: Float + Into<f64>>(mx: &mut Mxcsr, a: F::Bits, truncate: bool) -> Ss
             return Ok(x as i32);
         }
     }
-    mx.soft(|env| soft::to_i32(env, F::to_soft(a), truncate))
+    mx.soft(move |env| soft::to_i32(env, F::to_soft(a), truncate))
 }
 
 #[inline(always)]
@@ -96,7 +96,7 @@ fn int64<F: Float + Into<f64>>(mx: &mut Mxcsr, a: F::Bits, truncate: bool) -> Ss
             return Ok(x as i64);
         }
     }
-    mx.soft(|env| soft::to_i64(env, F::to_soft(a), truncate))
+    mx.soft(move |env| soft::to_i64(env, F::to_soft(a), truncate))
 }
 
 macro_rules! to_int {
@@ -121,8 +121,8 @@ to_int! {
 }
 
 /// Lanewise conversion with the flags of all lanes taken together.
-#[inline(always)]
-pub fn lanes<A: Copy, B: Copy + Default, const N: usize>(
+#[inline(never)]
+fn lanes<A: Copy, B: Copy + Default, const N: usize>(
     mx: &mut Mxcsr,
     a: [A; N],
     f: impl Fn(&mut Env, A) -> B,
@@ -145,7 +145,7 @@ pub fn i32_to_f32<const N: usize>(mx: &mut Mxcsr, a: [i32; N]) -> Sse<[u32; N]> 
     if mx.fast() {
         return Ok(a.map(|v| (v as f32).to_bits()));
     }
-    lanes(mx, a, |env, v| soft::from_i32::<F32>(env, v).0)
+    lanes(mx, a, move |env, v| soft::from_i32::<F32>(env, v).0)
 }
 
 /// CVT(T)PS2DQ, CVT(T)PS2PI lanes: singles to 32-bit integers.
@@ -166,7 +166,7 @@ pub fn f32_to_i32<const N: usize>(mx: &mut Mxcsr, a: [u32; N], truncate: bool) -
             return Ok(r);
         }
     }
-    lanes(mx, a, |env, v| soft::to_i32(env, F32(v), truncate))
+    lanes(mx, a, move |env, v| soft::to_i32(env, F32(v), truncate))
 }
 
 /// CVT(T)PD2DQ, CVT(T)PD2PI lanes: doubles to 32-bit integers.
@@ -175,7 +175,7 @@ pub fn f32_to_i32<const N: usize>(mx: &mut Mxcsr, a: [u32; N], truncate: bool) -
 /// On an unmasked exception.
 #[inline]
 pub fn f64_to_i32<const N: usize>(mx: &mut Mxcsr, a: [u64; N], truncate: bool) -> Sse<[i32; N]> {
-    lanes(mx, a, |env, v| soft::to_i32(env, F64(v), truncate))
+    lanes(mx, a, move |env, v| soft::to_i32(env, F64(v), truncate))
 }
 
 /// CVTPS2PD lanes.
@@ -187,7 +187,7 @@ pub fn f32_to_f64<const N: usize>(mx: &mut Mxcsr, a: [u32; N]) -> Sse<[u64; N]> 
     if a.iter().all(|&v| plain::<f32>(v)) {
         return Ok(a.map(|v| f64::from(f32::from_bits(v)).to_bits()));
     }
-    lanes(mx, a, |env, v| soft::convert::<F32, F64>(env, F32(v)).0)
+    lanes(mx, a, move |env, v| soft::convert::<F32, F64>(env, F32(v)).0)
 }
 
 /// CVTPD2PS lanes.
@@ -203,7 +203,7 @@ pub fn f64_to_f32<const N: usize>(mx: &mut Mxcsr, a: [u64; N]) -> Sse<[u32; N]> 
             return Ok(r);
         }
     }
-    lanes(mx, a, |env, v| soft::convert::<F64, F32>(env, F64(v)).0)
+    lanes(mx, a, move |env, v| soft::convert::<F64, F32>(env, F64(v)).0)
 }
 
 /// CVTDQ2PD, CVTPI2PD lanes: always exact.
@@ -325,7 +325,7 @@ pub fn vcvtpd2ps(mx: &mut Mxcsr, a: V256) -> Sse<V128> {
 /// On an unmasked exception.
 #[inline]
 pub fn f16_to_f32<const N: usize>(mx: &mut Mxcsr, a: [u16; N]) -> Sse<[u32; N]> {
-    lanes(mx, a, |env, v| soft::convert::f16_to::<F32>(env, F16(v)).0)
+    lanes(mx, a, move |env, v| soft::convert::f16_to::<F32>(env, F16(v)).0)
 }
 
 /// VCVTPS2PH lanes; `imm` bit 2 takes MXCSR's rounding, else bits 0 and 1 do.
@@ -334,7 +334,7 @@ pub fn f16_to_f32<const N: usize>(mx: &mut Mxcsr, a: [u16; N]) -> Sse<[u32; N]> 
 /// On an unmasked exception.
 #[inline]
 pub fn f32_to_f16<const N: usize>(mx: &mut Mxcsr, a: [u32; N], imm: u8) -> Sse<[u16; N]> {
-    lanes(mx, a, |env, v| {
+    lanes(mx, a, move |env, v| {
         if imm & 4 == 0 {
             env.round = soft::Round::from_rc(u32::from(imm));
         }

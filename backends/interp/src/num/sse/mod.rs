@@ -65,8 +65,10 @@ impl Mxcsr {
         if f & !env.masks == 0 { Ok(()) } else { Err(Unmasked) }
     }
 
-    /// Runs a soft operation and takes over its flags.
-    #[inline]
+    /// Runs a soft operation and takes over its flags. Out of line, to keep the fast paths
+    /// around it small.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn soft<T>(&mut self, f: impl FnOnce(&mut Env) -> T) -> Sse<T> {
         let mut env = self.env();
         let r = f(&mut env);
@@ -93,7 +95,12 @@ impl Relation {
 /// A host floating-point type standing for a guest format of the same encoding.
 pub trait Float: Copy + PartialOrd {
     /// The encoding's integer type.
-    type Bits: Copy + PartialEq + Default + Into<u64> + core::fmt::Debug;
+    type Bits: Copy
+        + PartialEq
+        + Default
+        + Into<u64>
+        + core::ops::BitAnd<Output = Self::Bits>
+        + core::fmt::Debug;
     /// The soft format.
     type Soft: Format;
     /// All ones, as compares yield.
@@ -116,6 +123,13 @@ pub trait Float: Copy + PartialOrd {
     fn zero(b: Self::Bits) -> bool;
     /// As [`Float::normal`] without the upper limit, in a form that vectorises.
     fn above(self) -> bool;
+    /// Top bit set if the magnitude is above the least normal number: [`Float::above`] by
+    /// subtraction alone, which vectorises everywhere.
+    fn above_bit(b: Self::Bits) -> Self::Bits;
+    /// Top bit set if the magnitude is below infinity.
+    fn below_bit(b: Self::Bits) -> Self::Bits;
+    /// Whether the top bit is set.
+    fn top(b: Self::Bits) -> bool;
     /// Below infinity (false for NaN), in a form that vectorises.
     fn below(self) -> bool;
     /// `self + b`
@@ -172,6 +186,18 @@ macro_rules! float {
             #[inline(always)]
             fn above(self) -> bool {
                 self.abs() > $f::MIN_POSITIVE
+            }
+            #[inline(always)]
+            fn above_bit(b: $b) -> $b {
+                ((1 as $b) << $frac).wrapping_sub(b & $b::MAX >> 1)
+            }
+            #[inline(always)]
+            fn below_bit(b: $b) -> $b {
+                (b & $b::MAX >> 1).wrapping_sub($inf >> 1)
+            }
+            #[inline(always)]
+            fn top(b: $b) -> bool {
+                b > $b::MAX >> 1
             }
             #[inline(always)]
             fn below(self) -> bool {

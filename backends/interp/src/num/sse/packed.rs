@@ -16,14 +16,15 @@ fn binary<F: Float, O: Binary, const N: usize>(
 ) -> Sse<[F::Bits; N]> {
     if mx.fast() {
         let mut r = [F::FALSE; N];
-        let mut ok = true;
+        let mut ok = F::TRUE;
         for i in 0..N {
-            let (x, y) = (F::of(a[i]), F::of(b[i]));
-            let z = O::host(x, y);
-            ok &= x.above() & y.above() & z.above() & z.below();
-            r[i] = z.bits();
+            r[i] = O::host(F::of(a[i]), F::of(b[i])).bits();
         }
-        if ok {
+        for i in 0..N {
+            let z = F::above_bit(r[i]) & F::below_bit(r[i]);
+            ok = ok & (F::above_bit(a[i]) & F::above_bit(b[i]) & z);
+        }
+        if F::top(ok) {
             return Ok(r);
         }
     }
@@ -54,7 +55,8 @@ fn binary_slow<F: Float, O: Binary, const N: usize>(
     Ok(r)
 }
 
-#[inline(always)]
+#[cold]
+#[inline(never)]
 fn each<F: Float, const N: usize>(
     mx: &mut Mxcsr,
     f: impl Fn(&mut soft::Env, usize) -> F::Bits,
@@ -82,7 +84,7 @@ fn sqrt<F: Float, const N: usize>(mx: &mut Mxcsr, a: [F::Bits; N]) -> Sse<[F::Bi
             return Ok(r);
         }
     }
-    each::<F, N>(mx, |env, i| F::of_soft(soft::sqrt(env, F::to_soft(a[i]))))
+    each::<F, N>(mx, move |env, i| F::of_soft(soft::sqrt(env, F::to_soft(a[i]))))
 }
 
 #[inline(always)]
@@ -95,18 +97,19 @@ fn fma<F: Float, const N: usize>(
 ) -> Sse<[F::Bits; N]> {
     if mx.fast() {
         let mut r = [F::FALSE; N];
-        let mut ok = true;
+        let mut ok = F::TRUE;
         for i in 0..N {
-            let (x, y, z) = (F::of(a[i]), F::of(b[i]), F::of(c[i]));
-            let s = fma_host(x, y, z, signs[i & 1]);
-            ok &= x.above() & y.above() & z.above() & s.above() & s.below();
-            r[i] = s.bits();
+            r[i] = fma_host(F::of(a[i]), F::of(b[i]), F::of(c[i]), signs[i & 1]).bits();
         }
-        if ok {
+        for i in 0..N {
+            let s = F::above_bit(r[i]) & F::below_bit(r[i]);
+            ok = ok & (F::above_bit(a[i]) & F::above_bit(b[i]) & F::above_bit(c[i]) & s);
+        }
+        if F::top(ok) {
             return Ok(r);
         }
     }
-    each::<F, N>(mx, |env, i| {
+    each::<F, N>(mx, move |env, i| {
         let (a, b, c) = (F::to_soft(a[i]), F::to_soft(b[i]), F::to_soft(c[i]));
         let s = signs[i & 1];
         F::of_soft(soft::fma(env, a, b, c, s.negate, s.subtract))
@@ -130,7 +133,7 @@ fn pick<F: Float, const N: usize, const MAX: bool>(
     if ok {
         return Ok(r);
     }
-    each::<F, N>(mx, |env, i| {
+    each::<F, N>(mx, move |env, i| {
         let (a, b) = (F::to_soft(a[i]), F::to_soft(b[i]));
         F::of_soft(if MAX { soft::max(env, a, b) } else { soft::min(env, a, b) })
     })
@@ -163,7 +166,7 @@ fn cmp<F: Float, const N: usize>(
         return Ok(r);
     }
     let quiet = p.quiet();
-    each::<F, N>(mx, |env, i| {
+    each::<F, N>(mx, move |env, i| {
         let rel = soft::compare(env, F::to_soft(a[i]), F::to_soft(b[i]), quiet);
         if t >> rel as u8 & 1 != 0 { F::TRUE } else { F::FALSE }
     })
@@ -177,13 +180,13 @@ fn round<F: Float, const N: usize>(mx: &mut Mxcsr, a: [F::Bits; N], imm: u8) -> 
         return Ok(a.map(|x| F::of(x).integral(rc).bits()));
     }
     let mode = soft::Round::from_rc(rc);
-    each::<F, N>(mx, |env, i| F::of_soft(soft::round_to_int(env, F::to_soft(a[i]), mode, report)))
+    each::<F, N>(mx, move |env, i| F::of_soft(soft::round_to_int(env, F::to_soft(a[i]), mode, report)))
 }
 
 /// ADDSUB: subtract in even lanes, add in odd ones.
 #[inline(always)]
 fn addsub<F: Float, const N: usize>(mx: &mut Mxcsr, a: [F::Bits; N], b: [F::Bits; N]) -> Sse<[F::Bits; N]> {
-    each::<F, N>(mx, |env, i| {
+    each::<F, N>(mx, move |env, i| {
         let (a, b) = (F::to_soft(a[i]), F::to_soft(b[i]));
         F::of_soft(if i & 1 == 0 { soft::sub(env, a, b) } else { soft::add(env, a, b) })
     })
@@ -289,17 +292,18 @@ pub fn dpps(mx: &mut Mxcsr, a: V128, b: V128, imm: u8) -> Sse<V128> {
 pub fn vdpps(mx: &mut Mxcsr, a: V256, b: V256, imm: u8) -> Sse<V256> {
     let (x, y) = (a.u32s(), b.u32s());
     // Each stage is an operation of its own: its unmasked exceptions end the instruction.
-    let products = each::<f32, 8>(mx, |env, i| {
+    let products = each::<f32, 8>(mx, move |env, i| {
         if imm >> (4 + (i & 3)) & 1 == 0 {
             return 0;
         }
         soft::mul(env, soft::F32(x[i]), soft::F32(y[i])).0
     })?;
-    let sums = each::<f32, 4>(mx, |env, i| {
+    let sums = each::<f32, 4>(mx, move |env, i| {
         soft::add(env, soft::F32(products[2 * i]), soft::F32(products[2 * i + 1])).0
     })?;
-    let totals =
-        each::<f32, 2>(mx, |env, i| soft::add(env, soft::F32(sums[2 * i]), soft::F32(sums[2 * i + 1])).0)?;
+    let totals = each::<f32, 2>(mx, move |env, i| {
+        soft::add(env, soft::F32(sums[2 * i]), soft::F32(sums[2 * i + 1])).0
+    })?;
     let mut r = [0; 8];
     for (i, r) in r.iter_mut().enumerate() {
         *r = if imm >> (i & 3) & 1 != 0 { totals[i / 4] } else { 0 };
@@ -313,12 +317,12 @@ pub fn vdpps(mx: &mut Mxcsr, a: V256, b: V256, imm: u8) -> Sse<V256> {
 /// On an unmasked exception.
 pub fn dppd(mx: &mut Mxcsr, a: V128, b: V128, imm: u8) -> Sse<V128> {
     let (x, y) = (a.u64s(), b.u64s());
-    let p = each::<f64, 2>(mx, |env, i| {
+    let p = each::<f64, 2>(mx, move |env, i| {
         if imm >> (4 + i) & 1 == 0 {
             return 0;
         }
         soft::mul(env, soft::F64(x[i]), soft::F64(y[i])).0
     })?;
-    let s = mx.soft(|env| soft::add(env, soft::F64(p[0]), soft::F64(p[1])).0)?;
+    let s = mx.soft(move |env| soft::add(env, soft::F64(p[0]), soft::F64(p[1])).0)?;
     Ok(V128::from_u64s([if imm & 1 != 0 { s } else { 0 }, if imm & 2 != 0 { s } else { 0 }]))
 }

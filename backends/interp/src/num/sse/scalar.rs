@@ -102,7 +102,7 @@ fn binary_slow<F: Float, O: Binary>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> S
             return Ok(r);
         }
     }
-    mx.soft(|env| O::soft::<F>(env, a, b))
+    mx.soft(move |env| O::soft::<F>(env, a, b))
 }
 
 /// ADDSS, ADDSD.
@@ -156,7 +156,7 @@ pub fn sqrt<F: Float>(mx: &mut Mxcsr, a: F::Bits) -> Sse<F::Bits> {
     if F::zero(a) {
         return Ok(a);
     }
-    mx.soft(|env| F::of_soft(soft::sqrt(env, F::to_soft(a))))
+    mx.soft(move |env| F::of_soft(soft::sqrt(env, F::to_soft(a))))
 }
 
 /// The signs of a fused multiply-add: `±(a*b) ± c`.
@@ -199,7 +199,7 @@ pub fn fma<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits, c: F::Bits, s: FmaS
             return Ok(r);
         }
     }
-    mx.soft(|env| {
+    mx.soft(move |env| {
         let (a, b, c) = (F::to_soft(a), F::to_soft(b), F::to_soft(c));
         F::of_soft(soft::fma(env, a, b, c, s.negate, s.subtract))
     })
@@ -219,7 +219,7 @@ pub fn min<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
     if plain::<F>(a) && plain::<F>(b) {
         return Ok(if F::of(a) < F::of(b) { a } else { b });
     }
-    mx.soft(|env| F::of_soft(soft::min(env, F::to_soft(a), F::to_soft(b))))
+    mx.soft(move |env| F::of_soft(soft::min(env, F::to_soft(a), F::to_soft(b))))
 }
 
 /// MAXSS, MAXSD (`a` is the destination).
@@ -231,7 +231,7 @@ pub fn max<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
     if plain::<F>(a) && plain::<F>(b) {
         return Ok(if F::of(a) > F::of(b) { a } else { b });
     }
-    mx.soft(|env| F::of_soft(soft::max(env, F::to_soft(a), F::to_soft(b))))
+    mx.soft(move |env| F::of_soft(soft::max(env, F::to_soft(a), F::to_soft(b))))
 }
 
 /// COMISx (`quiet` false) and UCOMISx (`quiet` true); see [`Relation::eflags`].
@@ -250,7 +250,7 @@ pub fn comi<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits, quiet: bool) -> Ss
             Relation::Equal
         });
     }
-    mx.soft(|env| soft::compare(env, F::to_soft(a), F::to_soft(b), quiet))
+    mx.soft(move |env| soft::compare(env, F::to_soft(a), F::to_soft(b), quiet))
 }
 
 /// One of the 32 predicates of CMPxx and VCMPxx.
@@ -309,5 +309,5 @@ pub fn round<F: Float>(mx: &mut Mxcsr, a: F::Bits, imm: u8) -> Sse<F::Bits> {
     if plain::<F>(a) && (mx.fast() || !report) {
         return Ok(F::of(a).integral(rc).bits());
     }
-    mx.soft(|env| F::of_soft(soft::round_to_int(env, F::to_soft(a), Round::from_rc(rc), report)))
+    mx.soft(move |env| F::of_soft(soft::round_to_int(env, F::to_soft(a), Round::from_rc(rc), report)))
 }
