@@ -3,19 +3,21 @@
 use crate::rt::{ARENA, Random};
 use core::hint::black_box;
 
-/// A long chain of simple operations with a few multiplications and a rare division.
+/// Simple operations on four values at once, with a few multiplications and a rare division.
 pub fn integer(iterations: u64) -> u64 {
-    let (mut a, mut b, mut c) = (1u64, 0x9e37_79b9_7f4a_7c15u64, 7u32);
+    let (mut a, mut b, mut c, mut d) = (1u64, 0x9e37_79b9_7f4a_7c15u64, 7u32, 11u32);
     for i in 0..iterations {
-        a = a.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i);
-        b ^= a.rotate_left(13);
-        c = c.wrapping_add(b as u32) ^ (c >> 3);
-        if i & 63 == 0 {
-            b = b.wrapping_add(a / u64::from(c | 1));
+        a = a.rotate_left(5).wrapping_add(i ^ b >> 9);
+        b = b.wrapping_sub(i << 3) ^ (b >> 11);
+        c = c.wrapping_add(i as u32) & 0x7fff_ffff | c << 1 & 0x10;
+        d ^= (d << 5).wrapping_add(d >> 2).wrapping_add(c);
+        if i & 3 == 0 {
+            b = b.wrapping_mul(6_364_136_223_846_793_005);
+        } else if i & 63 == 1 {
+            a = a.wrapping_add(b / u64::from(d | 1));
         }
-        if i & 3 == 0 { a ^= u64::from(c) } else { b = b.wrapping_sub(a >> 7) }
     }
-    a ^ b ^ u64::from(c)
+    a ^ b ^ u64::from(c) ^ u64::from(d) << 17
 }
 
 /// List, matrix and CRC work, in the manner of CoreMark.
@@ -182,7 +184,13 @@ fn sha_block(state: &mut [u32; 8], block: &[u8; 64]) {
 /// SHA-256 compressions over 64 KiB, again and again.
 pub fn sha256(iterations: u64) -> u64 {
     let mut state = [
-        0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab,
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
         0x5be0_cd19,
     ];
     let mut block = [0u8; 64];
@@ -199,13 +207,33 @@ pub fn sha256(iterations: u64) -> u64 {
 pub fn bytecode(iterations: u64) -> u64 {
     // 0 push k, 1 load k, 2 store k, 3 add, 4 mul, 5 and, 6 shr, 7 jump if zero, 8 jump, 9 less, 10 end
     static PROGRAM: [(u8, u8); 27] = [
-        (1, 0), (0, 1), (5, 0), (7, 10), // odd? else 10
-        (1, 0), (0, 3), (4, 0), (0, 1), (3, 0), (8, 13), // 3n+1
-        (1, 0), (0, 1), (6, 0), // n/2
+        (1, 0),
+        (0, 1),
+        (5, 0),
+        (7, 10), // odd? else 10
+        (1, 0),
+        (0, 3),
+        (4, 0),
+        (0, 1),
+        (3, 0),
+        (8, 13), // 3n+1
+        (1, 0),
+        (0, 1),
+        (6, 0), // n/2
         (2, 0), // store n
-        (1, 1), (0, 1), (3, 0), (2, 1), // steps += 1
-        (1, 0), (0, 2), (9, 0), (7, 0), // n < 2? else again
-        (1, 1), (10, 0), (10, 0), (10, 0), (10, 0),
+        (1, 1),
+        (0, 1),
+        (3, 0),
+        (2, 1), // steps += 1
+        (1, 0),
+        (0, 2),
+        (9, 0),
+        (7, 0), // n < 2? else again
+        (1, 1),
+        (10, 0),
+        (10, 0),
+        (10, 0),
+        (10, 0),
     ];
     let (mut stack, mut locals) = ([0u64; 16], [0u64; 4]);
     let (mut total, mut budget, mut start) = (0u64, iterations * 16, 1u64);

@@ -1,4 +1,7 @@
-//! What the kernels stand on: the page shared with ring 0, printing, options, the clock.
+//! What Rust programs for the guests' kernel stand on: the page shared with ring 0, printing,
+//! options, the clock.
+
+#![allow(dead_code)] // each program uses a part
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count, _rdtsc, _xgetbv};
@@ -17,6 +20,7 @@ pub const ARENA: *mut u8 = 0x100_0000 as *mut u8;
 /// Ring-0 services, as in `Service` of the guests' crate.
 pub const FLUSH: u8 = 0;
 const RESET: u8 = 1;
+pub const WAIT: u8 = 2;
 pub const NOTHING: u8 = 3;
 pub const PORT_OUT: u8 = 4;
 pub const LOAD_CR3: u8 = 5;
@@ -129,19 +133,28 @@ impl Out {
 
 /// What follows `name=` on the command line, up to the next space.
 pub fn option(name: &str) -> Option<&'static [u8]> {
+    options(name).next()
+}
+
+/// The same for every `name=` there is.
+pub fn options(name: &str) -> impl Iterator<Item = &'static [u8]> {
+    let words = command_line().split(|c| *c == b' ');
+    words.filter_map(move |word| word.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+fn command_line() -> &'static [u8] {
     // SAFETY: the kernel stored the address of a string that ends with a zero byte, or zero.
-    let line = unsafe {
+    unsafe {
         let start = CMDLINE.read_volatile() as *const u8;
         if start.is_null() {
-            return None;
+            return &[];
         }
         let mut len = 0;
         while start.add(len).read() != 0 {
             len += 1;
         }
         core::slice::from_raw_parts(start, len)
-    };
-    line.split(|c| *c == b' ').find_map(|word| word.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    }
 }
 
 /// A decimal number, up to the first byte that is no digit.
@@ -165,7 +178,7 @@ impl Random {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     let line = info.location().map_or(0, |location| location.line());
-    Out.text("PANIC in the bench program, line ").decimal(u64::from(line)).text("\n");
+    Out.text("PANIC in the program, line ").decimal(u64::from(line)).text("\n");
     leave()
 }
 

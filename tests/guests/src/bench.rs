@@ -1,6 +1,6 @@
-//! Builds the bench program (`bench/`, written in Rust) with rustc, and lays the guests' kernel under it.
+//! Builds the programs written in Rust (`bench/`, `virtio/`) with rustc, and lays the guests' kernel under them.
 //!
-//! Unlike the other guests it needs a compiler for x86-64: any host's rustc with the target
+//! Unlike the other guests they need a compiler for x86-64: any host's rustc with the target
 //! `x86_64-unknown-linux-gnu` and a C linker for it (both are there on an x86-64 host). The same
 //! bytes run in a guest ([`image`]) and in a process of an x86-64 host (see `native`).
 
@@ -19,30 +19,40 @@ pub struct Program {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Compiles the program in `dir`. The compiler is `$RUSTC`, else `rustc`; its linker can be named
+/// Compiles the bench program in `dir`. The compiler is `$RUSTC`, else `rustc`; its linker can be named
 /// by `$GODWIT_BENCH_LINKER`.
 pub fn compile(dir: &Path) -> Result<Program, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench");
+    compile_named(dir, "bench")
+}
+
+/// Compiles the virtio guest's program in `dir`.
+pub fn compile_virtio(dir: &Path) -> Result<Program, String> {
+    compile_named(dir, "virtio")
+}
+
+fn compile_named(dir: &Path, name: &str) -> Result<Program, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = root.join(name);
     std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let output = dir.join("bench-program.elf");
+    let output = dir.join(format!("{name}-program.elf"));
     let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     command
         .arg(source.join("main.rs"))
         .arg("-o")
         .arg(&output)
-        .args(["--edition", "2024", "--crate-name", "bench", "--crate-type", "bin"])
+        .args(["--edition", "2024", "--crate-name", name, "--crate-type", "bin"])
         .args(["--target", TARGET, "-Copt-level=3", "-Cpanic=abort", "-Ctarget-cpu=x86-64"])
         .args(["-Crelocation-model=static", "-Ccode-model=small", "-Cdebuginfo=0"])
         .args(["-Cdefault-linker-libraries=no", "-Crelro-level=off"])
         .args(["-Clink-args=-nostdlib -nostartfiles -static -no-pie -Wl,--build-id=none"])
-        .arg(format!("-Clink-arg=-Wl,-T,{}", source.join("link.ld").display()));
+        .arg(format!("-Clink-arg=-Wl,-T,{}", root.join("bench/link.ld").display()));
     if let Some(linker) = std::env::var_os("GODWIT_BENCH_LINKER") {
         command.arg(format!("-Clinker={}", linker.to_string_lossy()));
     }
     let result = command.output().map_err(|e| format!("cannot run the compiler {command:?}: {e}"))?;
     if !result.status.success() {
         let text = String::from_utf8_lossy(&result.stderr);
-        return Err(format!("the bench program did not compile for {TARGET}:\n{text}"));
+        return Err(format!("the {name} program did not compile for {TARGET}:\n{text}"));
     }
     let bytes = std::fs::read(&output).map_err(|e| format!("{}: {e}", output.display()))?;
     let bytes =
@@ -72,7 +82,7 @@ fn flat(file: &[u8]) -> Option<Vec<u8>> {
     (word(24)? == PROGRAM && !out.is_empty()).then_some(out)
 }
 
-/// The bench guest: the program over a kernel with the handlers it asks for.
+/// The guest: the program over a kernel with the handlers it asks for.
 pub fn image(program: &Program) -> Result<Vec<u8>, crate::Error> {
     let config = Config { print_and_reset: None, ticks_per_second: TICKS_PER_SECOND, bench: true };
     let kernel = kernel::build(&config).map_err(crate::Error::Assemble)?;

@@ -1,118 +1,104 @@
-//! `godwit-guests OUTDIR [NAME...]` writes the guests' ELF files; `--list` names them.
+//! `godwit-guests`: writes the guests' files, checks the counter's output, runs the bench program here.
 
 #![forbid(unsafe_code)]
 
+use godwit_guests::bench::{self, Program};
 use godwit_guests::counter::Checker;
+use godwit_guests::{GUESTS, build};
+use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: godwit-guests OUTDIR [NAME...]   writes OUTDIR/NAME.elf (all guests by default)
-       godwit-guests --list             names the guests and their options
-       godwit-guests --bench OUTDIR     compiles the bench program, writes OUTDIR/bench.elf
-       godwit-guests --native OUTDIR [OPTION...]   runs the bench program in this process
-       godwit-guests --check            checks the counter's lines on standard input";
+const USAGE: &str = "usage:
+  godwit-guests OUTDIR [NAME...]    writes OUTDIR/NAME.elf (all assembled guests by default)
+  godwit-guests --list              names the guests and their options
+  godwit-guests --bench OUTDIR      compiles the bench program, writes OUTDIR/bench.elf
+  godwit-guests --virtio OUTDIR     compiles the virtio program, writes OUTDIR/virtio.elf
+  godwit-guests --native OUTDIR [OPTION...]   runs the bench program in this process
+  godwit-guests --check             checks the counter's lines on standard input";
 
-fn write(dir: &Path, names: &[String]) -> Result<(), Box<dyn std::error::Error>> {
-    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let all: Vec<_> = godwit_guests::GUESTS.iter().map(|guest| guest.name.to_owned()).collect();
-    for name in if names.is_empty() { &all } else { names } {
-        let path = dir.join(format!("{name}.elf"));
-        std::fs::write(&path, godwit_guests::build(name)?).map_err(|e| format!("{}: {e}", path.display()))?;
-        println!("{}", path.display());
-    }
-    Ok(())
-}
+type Outcome = Result<(), Box<dyn Error>>;
 
-fn check(input: impl std::io::BufRead) -> Result<Checker, Box<dyn std::error::Error>> {
-    let mut checker = Checker::new();
-    for line in input.split(b'\n') {
-        checker.check_line(&String::from_utf8_lossy(&line?))?;
-    }
-    Ok(checker)
-}
-
-/// Compiles the bench program, and writes its guest or runs it here with options.
-fn bench(dir: &Path, native: Option<&String>) -> Result<(), Box<dyn std::error::Error>> {
-    let program = godwit_guests::bench::compile(dir)?;
-    if let Some(options) = native {
-        return run_native(&program, options);
-    }
-    let path = dir.join("bench.elf");
-    std::fs::write(&path, godwit_guests::bench::image(&program)?)
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> Outcome {
+    let path = dir.join(format!("{name}.elf"));
+    std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::write(&path, bytes))
         .map_err(|e| format!("{}: {e}", path.display()))?;
     println!("{}", path.display());
     Ok(())
 }
 
+fn write_guests(dir: &Path, names: &[String]) -> Outcome {
+    let all: Vec<_> = GUESTS.iter().map(|guest| guest.name.to_owned()).collect();
+    for name in if names.is_empty() { &all } else { names } {
+        write(dir, name, &build(name)?)?;
+    }
+    Ok(())
+}
+
+fn list() {
+    for guest in GUESTS {
+        println!("{:10} {}", guest.name, guest.about);
+    }
+}
+
+fn check(input: impl std::io::BufRead) -> Outcome {
+    let mut checker = Checker::new();
+    for line in input.split(b'\n') {
+        checker.check_line(&String::from_utf8_lossy(&line?))?;
+    }
+    if checker.lines() == 0 {
+        return Err("no line of the counter's".into());
+    }
+    let (lines, gap) = (checker.lines(), checker.max_gap_us());
+    println!("{lines} lines, all right; longest silence {gap} us");
+    Ok(())
+}
+
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn run_native(
-    program: &godwit_guests::bench::Program,
-    options: &str,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn run_native(program: &Program, options: &str) -> Outcome {
     print!("{}", godwit_guests::native::run(program, options)?);
     Ok(())
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-fn run_native(
-    _program: &godwit_guests::bench::Program,
-    _options: &str,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn run_native(_program: &Program, _options: &str) -> Outcome {
     Err("this host's CPU cannot run the program itself: it is x86-64 code".into())
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
-        Some("--list") => {
-            for guest in godwit_guests::GUESTS {
-                println!("{:10} {}", guest.name, guest.about);
-            }
-            ExitCode::SUCCESS
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words[..] {
+        ["--list"] => {
+            list();
+            Ok(())
         }
-        Some("--check") => match check(std::io::stdin().lock()) {
-            Ok(checker) if checker.lines() > 0 => {
-                let (lines, gap) = (checker.lines(), checker.max_gap_us());
-                println!("{lines} lines, all right; longest silence {gap} us");
-                ExitCode::SUCCESS
-            }
-            Ok(_) => {
-                eprintln!("godwit-guests: no line of the counter's");
-                ExitCode::FAILURE
-            }
-            Err(error) => {
-                eprintln!("godwit-guests: {error}");
-                ExitCode::FAILURE
-            }
-        },
-        Some(which @ ("--bench" | "--native")) => {
-            let Some(dir) = arguments.next() else {
-                eprintln!("{USAGE}");
-                return ExitCode::from(2);
-            };
-            let options = arguments.collect::<Vec<_>>().join(" ");
-            match bench(Path::new(&dir), (which == "--native").then_some(&options)) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("godwit-guests: {error}");
-                    ExitCode::FAILURE
-                }
-            }
-        }
-        Some("-h" | "--help") => {
+        ["-h" | "--help"] => {
             println!("{USAGE}");
-            ExitCode::SUCCESS
+            Ok(())
         }
-        Some(dir) if !dir.starts_with('-') => match write(Path::new(dir), &arguments.collect::<Vec<_>>()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("godwit-guests: {error}");
-                ExitCode::FAILURE
-            }
-        },
+        ["--check"] => check(std::io::stdin().lock()),
+        ["--bench", dir] => bench::compile(Path::new(dir))
+            .map_err(Into::into)
+            .and_then(|program| write(Path::new(dir), "bench", &bench::image(&program)?)),
+        ["--virtio", dir] => bench::compile_virtio(Path::new(dir))
+            .map_err(Into::into)
+            .and_then(|program| write(Path::new(dir), "virtio", &bench::image(&program)?)),
+        ["--native", dir, ref options @ ..] => bench::compile(Path::new(dir))
+            .map_err(Into::into)
+            .and_then(|program| run_native(&program, &options.join(" "))),
+        [dir, ..] if !dir.starts_with('-') => write_guests(Path::new(dir), &arguments[1..]),
         _ => {
             eprintln!("{USAGE}");
-            ExitCode::from(2)
+            return ExitCode::from(2);
         }
-    }
+    };
+    outcome.map_or_else(
+        |error| {
+            eprintln!("godwit-guests: {error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }

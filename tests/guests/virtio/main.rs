@@ -1,0 +1,82 @@
+//! The guest that drives virtio devices: the same checks on every backend, without a Linux.
+//!
+//! A ring-3 program in Rust, built like the bench program. It finds its devices by
+//! `virtio_mmio.device=SIZE@0xADDRESS:IRQ` on the command line, drives each by polling, and prints
+//! a line for each; the last is `virtio done bad=N`.
+//!
+//! ```text
+//! virtio block sectors=2048 readonly=0 serial=abc first=... written=1024 ok
+//! virtio rng bytes=256 ok
+//! virtio net mac=... arp=ok pings=16 ok
+//! ```
+//!
+//! Options: `sectors=N` (how much of a disk is written and read back: N sectors from sector 8;
+//! 1024), `rounds=N` (1), `gateway=A.B.C.D` and `address=A.B.C.D` (whom to ask by ARP and ping, and
+//! as whom; without them a net device is only set up). A disk's first 8 sectors are only read:
+//! `first` is their FNV-1a hash, for the host to compare.
+
+#![no_std]
+#![no_main]
+
+mod block;
+mod mmio;
+mod net;
+mod rng;
+#[path = "../bench/rt.rs"]
+mod rt;
+
+use mmio::{Device, Failure};
+use rt::Out;
+
+/// `0x` digits, or decimal ones; what follows is left.
+fn hex(text: &[u8]) -> u64 {
+    let digits = text.strip_prefix(b"0x").unwrap_or(text);
+    let values = digits.iter().map_while(|c| (*c as char).to_digit(16));
+    values.fold(0, |n, digit| n << 4 | u64::from(digit))
+}
+
+fn run() {
+    let mut bad = 0;
+    let mut arena = rt::ARENA as u64;
+    for window in rt::options("virtio_mmio.device") {
+        let Some(at) = window.iter().position(|c| *c == b'@') else { continue };
+        let base = hex(&window[at + 1..]);
+        let Some(mut device) = Device::probe(base, arena) else { continue };
+        arena += mmio::MEMORY;
+        let id = device.id;
+        let outcome = match id {
+            1 => net::check(&mut device),
+            2 => block::check(&mut device),
+            4 => rng::check(&mut device),
+            _ => {
+                Out.text("virtio device id=").decimal(u64::from(id)).text(" not tried\n");
+                continue;
+            }
+        };
+        device.reset();
+        match outcome {
+            Ok(()) => {
+                Out.text(" ok\n");
+            }
+            Err(Failure(why)) => {
+                bad += 1;
+                Out.text(" BAD id=").decimal(u64::from(id)).text(" ").text(why).text("\n");
+            }
+        }
+        Out.flush();
+    }
+    Out.text("virtio done bad=").decimal(bad).text("\n");
+}
+
+/// First instruction of the program: the kernel enters here, on a stack of ours.
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+#[unsafe(link_section = ".text._start")]
+extern "C" fn _start() -> ! {
+    core::arch::naked_asm!("call {main}", "ud2", main = sym main)
+}
+
+extern "C" fn main() -> ! {
+    run();
+    rt::leave()
+}
