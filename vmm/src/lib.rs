@@ -13,5 +13,9 @@ pub mod api;
 pub mod board;
 pub mod memory;
 pub mod migrate;
+pub mod plugin {
+    //! Loading of CPU backends.
+    pub mod trust;
+}
 pub mod state;
 pub mod virtio;

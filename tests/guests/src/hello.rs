@@ -10,7 +10,12 @@ use iced_x86::IcedError;
 pub const TEXT: &str = "Hello from Godwit guest\n";
 
 pub(crate) fn build() -> Result<Vec<u8>, IcedError> {
-    let kernel = kernel::build(&Config { print_and_reset: Some(TEXT), ticks_per_second: 100, bench: false })?;
+    let kernel = kernel::build(&Config {
+        print_and_reset: Some(TEXT),
+        ticks_per_second: 100,
+        bench: false,
+        smp: false,
+    })?;
     let segment = Segment { gpa: KERNEL, bytes: kernel.bytes, executable: true };
     Ok(elf::write(&[segment], kernel.entry64, kernel.entry32))
 }

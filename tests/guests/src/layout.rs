@@ -35,6 +35,8 @@ pub const TSS: u64 = GDT + PAGE;
 pub const TSS_STRIDE: u64 = 128;
 /// Ring-0 code: the 32-bit PVH entry comes first.
 pub const KERNEL_TEXT: u64 = TSS + PAGE;
+/// Real-mode code, to be copied to [`TRAMPOLINE`].
+pub const TRAMPOLINE_SOURCE: u64 = KERNEL_TEXT + 0x80;
 /// The 64-bit part of the ring-0 code.
 pub const KERNEL_TEXT64: u64 = KERNEL_TEXT + 0x100;
 /// Ring-0 variables (not in the file: zero at start).
@@ -49,6 +51,11 @@ pub const KERNEL_STACK_SIZE: u64 = 0x2000;
 pub const MAX_CPUS: u64 = 32;
 /// A write here from ring 3 is a call into ring 0: AL says which (see [`crate::kernel`]).
 pub const SERVICE: u64 = KERNEL + 0x1f_f000;
+
+/// Real-mode page at which other CPUs start.
+pub const TRAMPOLINE: u64 = 0x8000;
+/// Copy of [`GDT_POINTER`] that real mode reaches.
+pub const TRAMPOLINE_GDT: u64 = TRAMPOLINE + 0xf00;
 
 /// Start of the program's code.
 pub const PROGRAM: u64 = 0x40_0000;
@@ -72,10 +79,15 @@ pub const RING_TAIL: u64 = SHARED + 0x30;
 /// How the guest was entered: 1 by PVH, 2 by the 64-bit Linux protocol.
 pub const BOOTED_BY: u64 = SHARED + 0x38;
 
+/// CPUs that have entered ring 0 (guests that start more than one).
+pub const CPUS: u64 = SHARED + 0x48;
+
 /// Variables of the program, zero at start.
 pub const VARS: u64 = 0x60_1000;
 /// Top of the program's stack.
 pub const STACK_TOP: u64 = 0x61_0000;
+/// Each further CPU's stack is 1 KiB below the one before.
+pub const OTHER_STACK_SHIFT: u32 = 10;
 /// Print ring between the rings.
 pub const RING: u64 = 0x61_0000;
 /// Size of the print ring: a power of two of at most 64 KiB, since an index is 16 bits.

@@ -16,6 +16,7 @@ pub mod layout;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod native;
 mod program;
+pub mod smp;
 mod tables;
 
 use iced_x86::IcedError;
@@ -41,6 +42,11 @@ pub const GUESTS: &[Guest] = &[
         name: "dirtier",
         about: "writes and verifies pages at a set rate: mib= pages_per_s= (0: full) lines=",
         build: dirtier::build,
+    },
+    Guest {
+        name: "smp",
+        about: "atomics and memory order on all CPUs: cpus= (awaited) rounds= size=",
+        build: smp::build,
     },
 ];
 

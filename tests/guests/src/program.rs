@@ -294,7 +294,16 @@ impl Program {
     }
 
     /// The guest's ELF file.
-    pub(crate) fn finish(mut self) -> Asm<Vec<u8>> {
+    pub(crate) fn finish(self) -> Asm<Vec<u8>> {
+        self.finish_for(false)
+    }
+
+    /// The ELF file of a guest whose program all CPUs enter, with their number in RBX.
+    pub(crate) fn finish_smp(self) -> Asm<Vec<u8>> {
+        self.finish_for(true)
+    }
+
+    fn finish_for(mut self, smp: bool) -> Asm<Vec<u8>> {
         self.puts_routine()?;
         self.number_routines()?;
         self.option_routine()?;
@@ -307,6 +316,7 @@ impl Program {
             print_and_reset: None,
             ticks_per_second: TICKS_PER_SECOND,
             bench: false,
+            smp,
         })?;
         let segments = [
             Segment { gpa: KERNEL, bytes: kernel.bytes, executable: true },

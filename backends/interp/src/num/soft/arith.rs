@@ -80,11 +80,13 @@ fn out_of_range<F: Format>(env: &mut Env, prec: u32, x: Exact, r: Rounded) -> F 
             env.raise(flag::PE | if r.up { flag::C1 } else { 0 });
         }
         let exp = if tiny { r.e + BIAS_ADJUST } else { r.e - BIAS_ADJUST };
+        // Only scaling gets so far out that the adjusted exponent does not fit either.
         if F::X87 && exp > F::EMAX {
-            // Only scaling gets this far out.
+            env.raise(flag::PE | flag::C1);
             return F::pack(Num::inf(sign));
         }
         if F::X87 && exp < F::EMIN {
+            env.raise(flag::PE);
             return F::pack(Num::zero(sign));
         }
         return F::pack(Num { sign, kind: Kind::Normal, exp, sig: r.s });

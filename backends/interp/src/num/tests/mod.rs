@@ -9,3 +9,4 @@ mod simd_native;
 mod sse_native;
 mod values;
 mod x87_native;
+mod x87math_native;

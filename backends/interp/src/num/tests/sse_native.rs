@@ -411,3 +411,29 @@ fn fused_multiply_add() {
         packed::fmaps(m, b, c, a, [FmaSigns::MSUB, FmaSigns::MADD])
     });
 }
+
+sse_op! { rcpss_native "rcpss xmm0, xmm1"; rsqrtss_native "rsqrtss xmm0, xmm1"; }
+
+#[test]
+fn approximations() {
+    use super::super::sse::approx;
+    // The tables are those of AMD's Zen family; other processors have others.
+    let brand = core::arch::x86_64::__cpuid(0);
+    if brand.ebx != u32::from_le_bytes(*b"Auth") {
+        println!("SKIPPED approximations: not an AMD processor");
+        return;
+    }
+    let see = |x: u32| {
+        let want = rcpss_native(s(x), s(x), s(x), 0x1f80).0.u32_lane(0);
+        assert_eq!(approx::rcp(x), want, "rcpss {x:08x}");
+        let want = rsqrtss_native(s(x), s(x), s(x), 0x1f80).0.u32_lane(0);
+        assert_eq!(approx::rsqrt(x), want, "rsqrtss {x:08x}");
+    };
+    for &x in F32S {
+        see(x);
+    }
+    for i in 0..1 << 21 {
+        // Every exponent and sign, and every table index.
+        see((i as u32) << 11 | (i as u32).wrapping_mul(0x9e37) & 0x7ff);
+    }
+}

@@ -44,6 +44,8 @@ macro_rules! x87_op {
     )*};
 }
 
+pub(super) use x87_op;
+
 x87_op! {
     fadd "fadd st(0), st(1)"; fsub "fsub st(0), st(1)"; fmul "fmul st(0), st(1)"; fdiv "fdiv st(0), st(1)";
     fsqrt "fsqrt"; frndint "frndint"; fscale "fscale"; fprem "fprem"; fprem1 "fprem1";
@@ -109,7 +111,7 @@ fn words() -> Vec<u16> {
 const FLAGS: u16 = 0x23f;
 const ALL: u16 = 0x473f | 0x200;
 
-fn f(x: (u16, u64)) -> F80 {
+pub(super) fn f(x: (u16, u64)) -> F80 {
     F80 { se: x.0, frac: x.1 }
 }
 
@@ -139,7 +141,14 @@ fn run(name: &'static str, native: Native, mask: u16, ours: impl Fn(&mut Env, F8
     let mut one = |a: F80, b: F80, cw: u16| {
         let (want, _, sw) = native(a, b, cw);
         let mut env = Env::from_cw(cw);
-        let got = ours(&mut env, a, b);
+        let mut got = ours(&mut env, a, b);
+        let codes = env.flags & 0x4500;
+        if env.suppressed() {
+            got = a;
+            if name.contains("com") {
+                env.flags |= codes;
+            }
+        }
         t.see(got == want && env.flags as u16 & mask == sw & mask, || {
             format!(
                 "{a:?} {b:?} cw {cw:04x}: silicon {want:?} {:04x}, ours {got:?} {:04x}",
@@ -158,7 +167,15 @@ fn run(name: &'static str, native: Native, mask: u16, ours: impl Fn(&mut Env, F8
     let mut rng = Rng(80);
     let all = words();
     for i in 0..200_000usize {
-        one(f(rng.f80()), f(rng.f80()), all[i % all.len()]);
+        let (a, b) = (f(rng.f80()), f(rng.f80()));
+        one(a, b, all[i % all.len()]);
+        // Unmasked exceptions only show at the next waiting instruction, so their results and
+        // flags can be read too.
+        if name.starts_with("fxtract") {
+            // Tested by a sequence with waiting instructions.
+            continue;
+        }
+        one(a, b, all[i % all.len()] & !(rng.next() as u16 & 0x3f));
     }
     t
 }
@@ -220,6 +237,7 @@ fn compare_x87() {
     for (name, native, quiet) in [("fcom", fcom as Native, false), ("fucom", fucom as Native, true)] {
         run(name, native, 0x453f | 0x4000, |e, a, b| {
             let r = soft::compare(e, a, b, quiet);
+            e.suppressed();
             e.flags |= match r {
                 Relation::Less => 0x100,
                 Relation::Equal => 0x4000,

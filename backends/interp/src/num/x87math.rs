@@ -1,1 +1,0 @@
-//! The x87's constants and transcendental functions.
