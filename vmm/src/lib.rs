@@ -17,5 +17,6 @@ pub mod plugin {
     //! Loading of CPU backends.
     pub mod trust;
 }
+pub mod sandbox;
 pub mod state;
 pub mod virtio;

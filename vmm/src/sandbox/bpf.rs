@@ -1,0 +1,300 @@
+//! From rules to the classic BPF program that the kernel runs at each system call.
+//!
+//! Called by `Policy`. Own and small because the filters must exist on every host architecture; the byte order only
+//! decides which half of an argument is its low word. Layout of what a program reads: `struct seccomp_data`.
+
+use std::collections::BTreeMap;
+
+/// One instruction, as the kernel takes it.
+pub type Instruction = libc::sock_filter;
+
+/// Program length that the kernel takes at most (BPF_MAXINSNS).
+const MAX_LEN: usize = 4096;
+
+/// What a value is compared for. All are on the low 32 bits of an argument unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Argument `index` equals `value`.
+    Eq {
+        /// 0 to 5.
+        index: u8,
+        /// The value.
+        value: u32,
+    },
+    /// All 64 bits of argument `index` equal `value`.
+    Eq64 {
+        /// 0 to 5.
+        index: u8,
+        /// The value.
+        value: u64,
+    },
+    /// Argument `index` does not equal `value`.
+    Ne {
+        /// 0 to 5.
+        index: u8,
+        /// The value.
+        value: u32,
+    },
+    /// Argument `index` equals `value` in the bits of `mask`.
+    Masked {
+        /// 0 to 5.
+        index: u8,
+        /// The bits that count.
+        mask: u32,
+        /// The value.
+        value: u32,
+    },
+}
+
+/// What happens at a call that a rule fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is made.
+    Allow,
+    /// It fails with this error number.
+    Errno(u16),
+    /// The thread gets SIGSYS, which ends the process with a message.
+    Trap,
+    /// The process is killed at once.
+    KillProcess,
+    /// The thread is killed at once.
+    KillThread,
+    /// It is made, and noted in the kernel's log.
+    Log,
+}
+
+impl Answer {
+    fn code(self) -> u32 {
+        match self {
+            Answer::Allow => libc::SECCOMP_RET_ALLOW,
+            Answer::Errno(n) => libc::SECCOMP_RET_ERRNO | u32::from(n),
+            Answer::Trap => libc::SECCOMP_RET_TRAP,
+            Answer::KillProcess => libc::SECCOMP_RET_KILL_PROCESS,
+            Answer::KillThread => libc::SECCOMP_RET_KILL_THREAD,
+            Answer::Log => libc::SECCOMP_RET_LOG,
+        }
+    }
+}
+
+/// A system call with conditions that must all hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its number.
+    pub number: i64,
+    /// Conditions.
+    pub checks: Vec<Check>,
+    /// What happens then.
+    pub answer: Answer,
+}
+
+/// The architecture that a program is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// `AUDIT_ARCH_*`.
+    pub audit: u32,
+    /// Byte order of `struct seccomp_data`.
+    pub big_endian: bool,
+    /// Calls with this bit are another ABI's (x32) and never meant.
+    pub foreign_bit: Option<u32>,
+}
+
+impl Target {
+    /// This host; none where the kernel's number for it is not known here.
+    #[must_use]
+    pub fn host() -> Option<Self> {
+        const LE64: u32 = 0xc000_0000;
+        const BE64: u32 = 0x8000_0000;
+        let big_endian = cfg!(target_endian = "big");
+        // linux/audit.h: 64 bits, byte order and the ELF machine.
+        let audit = match std::env::consts::ARCH {
+            "x86_64" => LE64 | 62,
+            "aarch64" if !big_endian => LE64 | 183,
+            "riscv64" => LE64 | 243,
+            "s390x" => BE64 | 22,
+            "powerpc64" => (if big_endian { BE64 } else { LE64 }) | 21,
+            "sparc64" => BE64 | 43,
+            "loongarch64" => LE64 | 258,
+            _ => return None,
+        };
+        Some(Self { audit, big_endian, foreign_bit: cfg!(target_arch = "x86_64").then_some(0x4000_0000) })
+    }
+}
+
+fn statement(code: u32, k: u32) -> Instruction {
+    // Codes are 16 bits.
+    Instruction { code: (code & 0xffff) as u16, jt: 0, jf: 0, k }
+}
+
+fn load(offset: u32) -> Instruction {
+    statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset)
+}
+
+/// Stands in a comparison's `jt` until the way to the end of its rule is known.
+const NEGATED: u8 = u8::MAX;
+
+/// Goes on if equal; `checks` fills in where it goes otherwise.
+fn equal(value: u32) -> Instruction {
+    statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value)
+}
+
+fn checks(rule: &Rule, target: Target) -> Vec<Instruction> {
+    // Each argument is 8 bytes, from byte 16 on; its low word comes first in little-endian order.
+    let low = |index: u8| 16 + 8 * u32::from(index & 7) + if target.big_endian { 4 } else { 0 };
+    let high = |index: u8| 16 + 8 * u32::from(index & 7) + if target.big_endian { 0 } else { 4 };
+    let mut code = Vec::new();
+    for check in &rule.checks {
+        match *check {
+            Check::Eq { index, value } => code.extend([load(low(index)), equal(value)]),
+            Check::Ne { index, value } => {
+                code.extend([load(low(index)), Instruction { jt: NEGATED, ..equal(value) }])
+            }
+            Check::Eq64 { index, value } => code.extend([
+                load(low(index)),
+                equal((value & 0xffff_ffff) as u32),
+                load(high(index)),
+                equal((value >> 32) as u32),
+            ]),
+            Check::Masked { index, mask, value } => code.extend([
+                load(low(index)),
+                statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask),
+                equal(value),
+            ]),
+        }
+    }
+    code.push(statement(libc::BPF_RET | libc::BPF_K, rule.answer.code()));
+    // A failed comparison goes to what follows the rule.
+    let len = code.len();
+    for (at, i) in code.iter_mut().enumerate() {
+        if u32::from(i.code) & 7 == libc::BPF_JMP {
+            let skip = u8::try_from(len - at - 1).unwrap_or(u8::MAX);
+            if i.jt == NEGATED { i.jt = skip } else { i.jf = skip }
+        }
+    }
+    code
+}
+
+/// Compiles rules; calls that fit none get `default`. None: longer than the kernel takes.
+#[must_use]
+pub fn compile(rules: &[Rule], default: Answer, target: Target) -> Option<Vec<Instruction>> {
+    let ret = |answer: Answer| statement(libc::BPF_RET | libc::BPF_K, answer.code());
+    // In the order of first mention: what is called most stands first.
+    let mut order: Vec<u32> = Vec::new();
+    let mut by_call: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
+    for rule in rules {
+        let number = u32::try_from(rule.number).ok()?;
+        if rule.checks.len() > 12 {
+            return None;
+        }
+        let list = by_call.entry(number).or_default();
+        if list.is_empty() {
+            order.push(number);
+        }
+        list.push(rule);
+    }
+    let mut code =
+        vec![load(4), Instruction { jt: 1, ..equal(target.audit) }, ret(Answer::KillProcess), load(0)];
+    if let Some(bit) = target.foreign_bit {
+        let jset = statement(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bit);
+        code.extend([Instruction { jt: 0, jf: 1, ..jset }, ret(Answer::KillProcess)]);
+    }
+    for number in order {
+        let block: Vec<Instruction> =
+            by_call[&number].iter().flat_map(|r| checks(r, target)).chain([ret(default)]).collect();
+        // Conditional jumps reach 255 instructions, unconditional ones any.
+        let over = statement(libc::BPF_JMP | libc::BPF_JA, u32::try_from(block.len()).ok()?);
+        code.extend([Instruction { jt: 1, ..equal(number) }, over]);
+        code.extend(block);
+    }
+    code.push(ret(default));
+    (code.len() <= MAX_LEN).then_some(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel's interpreter, as far as programs made here go.
+    fn run(code: &[Instruction], target: Target, arch: u32, number: u32, args: [u64; 6]) -> u32 {
+        let word = |offset: u32| match offset {
+            0 => number,
+            4 => arch,
+            _ => {
+                let arg = args[(offset as usize - 16) / 8];
+                let first = offset.is_multiple_of(8);
+                if first == target.big_endian { (arg >> 32) as u32 } else { arg as u32 }
+            }
+        };
+        let (mut at, mut a) = (0, 0);
+        loop {
+            let i = code[at];
+            at += 1;
+            match u32::from(i.code) {
+                0x20 => a = word(i.k),
+                0x54 => a &= i.k,
+                0x15 => at += usize::from(if a == i.k { i.jt } else { i.jf }),
+                0x45 => at += usize::from(if a & i.k != 0 { i.jt } else { i.jf }),
+                0x05 => at += i.k as usize,
+                0x06 => return i.k,
+                other => panic!("code {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn programs_decide_alike_in_both_byte_orders() {
+        let rule = |number, checks: &[Check], answer| Rule { number, checks: checks.to_vec(), answer };
+        let mut rules = vec![
+            rule(16, &[Check::Eq { index: 1, value: 0xae80 }], Answer::Allow),
+            rule(
+                9,
+                &[Check::Masked { index: 2, mask: 4, value: 0 }, Check::Ne { index: 0, value: 7 }],
+                Answer::Allow,
+            ),
+            rule(1, &[], Answer::Allow),
+            rule(56, &[Check::Eq64 { index: 0, value: 0x1_0000_0002 }], Answer::Allow),
+            rule(435, &[], Answer::Errno(38)),
+        ];
+        // More alternatives than a conditional jump could reach over.
+        rules.extend((0..200).map(|i| rule(16, &[Check::Eq { index: 1, value: 0x4000 + i }], Answer::Allow)));
+        let (allow, trap, kill) =
+            (libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_TRAP, libc::SECCOMP_RET_KILL_PROCESS);
+        for target in [
+            Target { audit: 0xc000_003e, big_endian: false, foreign_bit: Some(0x4000_0000) },
+            Target { audit: 0x8000_0016, big_endian: true, foreign_bit: None },
+        ] {
+            let code = compile(&rules, Answer::Trap, target).unwrap();
+            let case = |number, args| run(&code, target, target.audit, number, args);
+            let table: &[(u32, [u64; 6], u32)] = &[
+                (1, [0; 6], allow),
+                (2, [0; 6], trap),
+                (16, [3, 0xae80, 0, 0, 0, 0], allow),
+                (16, [3, 0x5_0000_ae80, 0, 0, 0, 0], allow),
+                (16, [3, 0x40c7, 0, 0, 0, 0], allow),
+                (16, [3, 0x40c8, 0, 0, 0, 0], trap),
+                (16, [0xae80, 0, 0, 0, 0, 0], trap),
+                (9, [0, 0, 3, 0, 0, 0], allow),
+                (9, [0, 0, 7, 0, 0, 0], trap),
+                (9, [7, 0, 3, 0, 0, 0], trap),
+                (56, [0x1_0000_0002, 0, 0, 0, 0, 0], allow),
+                (56, [2, 0, 0, 0, 0, 0], trap),
+                (56, [0x2_0000_0001, 0, 0, 0, 0, 0], trap),
+                (435, [0; 6], libc::SECCOMP_RET_ERRNO | 38),
+            ];
+            for (number, args, want) in table {
+                assert_eq!(case(*number, *args), *want, "{number} {args:x?} {target:?}");
+            }
+            assert_eq!(run(&code, target, 0x4000_0003, 1, [0; 6]), kill);
+            if target.foreign_bit.is_some() {
+                assert_eq!(case(0x4000_0001, [0; 6]), kill);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_would_refuse_is_none() {
+        let target = Target { audit: 1, big_endian: false, foreign_bit: None };
+        let rule = |i: i64| Rule { number: i, checks: vec![], answer: Answer::Allow };
+        assert!(compile(&(0..2000).map(rule).collect::<Vec<_>>(), Answer::Trap, target).is_none());
+        assert!(compile(&[rule(-1)], Answer::Trap, target).is_none());
+    }
+}

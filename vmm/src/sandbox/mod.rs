@@ -1,0 +1,222 @@
+//! seccomp: what each kind of thread may ask of the host's kernel.
+//!
+//! `main` installs the handler and makes a [`Policy`] once the backend is loaded; each thread calls
+//! [`Policy::install`] as its first act, the control thread when the machine is built and all its threads run. No guest
+//! instruction runs before its vCPU's thread has its filter.
+//!
+//! ```text
+//!   table (who may do what) ─┐
+//!   ceiling ∩ descriptor ────┼─► Policy ─► bpf ─► seccomp(2) per thread
+//!   json (--seccomp-filter) ─┘                     └─ forbidden: SIGSYS ─► handler: name it, exit 148
+//! ```
+//!
+//! A filter also binds the threads that its thread starts later, and filters only add up: what a migration thread may
+//! do, the control thread that starts it must be allowed too.
+
+pub mod bpf;
+pub mod ceiling;
+pub mod handler;
+mod json;
+mod names;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bpf::{Answer, Instruction, Rule, Target};
+pub use ceiling::{BackendNeeds, CeilingError};
+pub use json::JsonError;
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Owns the machine; the process's first thread too.
+    Control,
+    /// Serves the API socket.
+    Api,
+    /// Runs the devices' event loop.
+    Device,
+    /// Runs guest code.
+    Vcpu,
+    /// A stream of a migration.
+    Migrate,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Kind; 5] = [Kind::Control, Kind::Api, Kind::Device, Kind::Vcpu, Kind::Migrate];
+
+    /// Its name in messages and documentation.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Control => "control",
+            Kind::Api => "api",
+            Kind::Device => "device",
+            Kind::Vcpu => "vcpu",
+            Kind::Migrate => "migrate",
+        }
+    }
+
+    /// Whether threads of this kind run the backend's code: the vCPUs; the control thread, which saves and loads its
+    /// state; the devices, which raise interrupts.
+    fn runs_backend(self) -> bool {
+        matches!(self, Kind::Control | Kind::Vcpu | Kind::Device)
+    }
+}
+
+/// Why there is no filter.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Not an architecture whose number for filters is known.
+    #[error("no seccomp filters for this host's architecture ({0}); --no-seccomp runs without them")]
+    Architecture(&'static str),
+    /// The file of `--seccomp-filter` is no good.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// More rules than the kernel takes.
+    #[error("the filter of the {0} threads is too long")]
+    TooLong(&'static str),
+    /// The kernel refused.
+    #[error("the kernel refused the seccomp filter of a {0} thread: {1}; --no-seccomp runs without")]
+    Install(&'static str, io::Error),
+}
+
+/// Rules of one kind of thread, before compiling.
+#[derive(Clone, Debug)]
+struct Filter {
+    rules: Vec<Rule>,
+    default: Answer,
+}
+
+/// The filters of all kinds of thread, compiled. Empty: none are installed.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    programs: BTreeMap<Kind, Vec<Instruction>>,
+}
+
+impl Policy {
+    /// No filters (`--no-seccomp`).
+    #[must_use]
+    pub fn off() -> Self {
+        Self::default()
+    }
+
+    /// The filters of the table and of this backend.
+    pub fn builtin(needs: &BackendNeeds) -> Result<Self, SandboxError> {
+        let filters =
+            Kind::ALL.map(|kind| (kind, Filter { rules: rules(kind, needs), default: Answer::Trap }));
+        Self::compile(filters.into_iter().collect())
+    }
+
+    /// The filters of a file (`--seccomp-filter`): nothing is added to them.
+    pub fn from_json(text: &str) -> Result<Self, SandboxError> {
+        Self::compile(json::parse(text)?)
+    }
+
+    fn compile(filters: BTreeMap<Kind, Filter>) -> Result<Self, SandboxError> {
+        let target = Target::host().ok_or(SandboxError::Architecture(std::env::consts::ARCH))?;
+        let mut programs = BTreeMap::new();
+        for (kind, filter) in filters {
+            let code = bpf::compile(&filter.rules, filter.default, target)
+                .ok_or(SandboxError::TooLong(kind.name()))?;
+            programs.insert(kind, code);
+        }
+        Ok(Self { programs })
+    }
+
+    /// Whether there are filters at all.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        !self.programs.is_empty()
+    }
+
+    /// Binds the calling thread, for good, and all that it starts from now on. `name` is shown if it oversteps.
+    pub fn install(&self, kind: Kind, name: &str) -> Result<(), SandboxError> {
+        handler::label(kind, name);
+        let Some(program) = self.programs.get(&kind) else { return Ok(()) };
+        let failed = |e| SandboxError::Install(kind.name(), e);
+        let len = libc::c_ushort::try_from(program.len()).map_err(|_| SandboxError::TooLong(kind.name()))?;
+        // The kernel only reads it.
+        let fprog = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+        let (one, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
+        // SAFETY: numbers only.
+        if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, zero, zero, zero) } != 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: `fprog` describes `program`, which lives through the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0 as libc::c_uint,
+                &raw const fprog,
+            )
+        };
+        if result != 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
+    }
+}
+
+fn rules(kind: Kind, needs: &BackendNeeds) -> Vec<Rule> {
+    let own = table::TABLE.iter().filter(|r| r.kinds.contains(&kind)).filter_map(|r| {
+        Some(Rule { number: names::number(r.call)?, checks: r.checks.to_vec(), answer: r.answer })
+    });
+    let backend = if kind.runs_backend() { needs.rules() } else { &[] };
+    // The backend's first: KVM_RUN is the most frequent of all.
+    let mut all: Vec<Rule> = Vec::new();
+    for rule in backend.iter().cloned().chain(own) {
+        if !all.contains(&rule) {
+            all.push(rule);
+        }
+    }
+    all
+}
+
+/// The table as a page of documentation.
+#[must_use]
+pub fn describe() -> String {
+    let mut out = String::from(HEAD);
+    let mut counts = BTreeMap::new();
+    for row in table::TABLE {
+        let kinds: Vec<&str> = row.kinds.iter().map(|k| k.name()).collect();
+        let kinds = if kinds.len() == Kind::ALL.len() { "all".to_owned() } else { kinds.join(", ") };
+        let mut conditions: Vec<String> = row
+            .checks
+            .iter()
+            .map(|c| match *c {
+                bpf::Check::Eq { index, value } => format!("arg{index} = {value:#x}"),
+                bpf::Check::Eq64 { index, value } => format!("arg{index} = {value:#x}"),
+                bpf::Check::Ne { index, value } => format!("arg{index} ≠ {value:#x}"),
+                bpf::Check::Masked { index, mask, value } => format!("arg{index} & {mask:#x} = {value:#x}"),
+            })
+            .collect();
+        if let Answer::Errno(n) = row.answer {
+            conditions.push(format!("fails with error {n}"));
+        }
+        out.push_str(&format!("| `{}` | {kinds} | {} | {} |\n", row.call, conditions.join(", "), row.caller));
+        for kind in row.kinds {
+            counts.entry(*kind).or_insert_with(std::collections::BTreeSet::new).insert(row.call);
+        }
+    }
+    out.push_str("\nSystem calls by kind, without the backend's:");
+    for (kind, calls) in counts {
+        out.push_str(&format!(" {} {},", kind.name(), calls.len()));
+    }
+    out.pop();
+    out.push_str(".\n");
+    out
+}
+
+const HEAD: &str = "\
+# System calls of each thread
+
+Made from `vmm/src/sandbox/table.rs` by its test; numbers are those of x86-64. A call that is not here ends the process with code 148
+and a line that names it. The backend's own calls come on top for the control, device and vcpu threads: what its descriptor asks for,
+as far as `vmm/src/sandbox/ceiling.rs` allows it.
+
+| call | threads | only if | who makes it |
+|---|---|---|---|
+";
+
+#[cfg(test)]
+mod tests;
