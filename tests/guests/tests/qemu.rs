@@ -3,7 +3,7 @@
 
 use godwit_guests::elf::{self, Segment};
 use godwit_guests::layout::*;
-use godwit_guests::{build, counter, dirtier};
+use godwit_guests::{bench, build, counter, dirtier};
 use iced_x86::code_asm::*;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -33,11 +33,16 @@ fn write(name: &str, bytes: &[u8]) -> PathBuf {
 
 /// Runs a guest until it resets; returns what it printed.
 fn run(accelerator: &str, elf: &Path, cmdline: &str, cpus: u32) -> String {
+    run_with(accelerator, elf, cmdline, cpus, &[])
+}
+
+fn run_with(accelerator: &str, elf: &Path, cmdline: &str, cpus: u32, more: &[&str]) -> String {
     let output = Command::new("timeout")
-        .args(["120", QEMU, "-M", "microvm", "-m", "128", "-nographic", "-no-reboot"])
+        .args(["120", QEMU, "-M", "microvm", "-m", "256", "-nographic", "-no-reboot"])
         .args(["-accel", accelerator, "-smp", &cpus.to_string(), "-append", cmdline])
         .arg("-kernel")
         .arg(elf)
+        .args(more)
         .stdin(Stdio::null())
         .output()
         .expect("QEMU starts");
@@ -183,4 +188,51 @@ fn the_linux_entry_works_too() {
         assert!(printed.contains("booted_by=2"), "{printed}");
         check_counter(&printed, 5);
     }
+}
+
+/// FNV-1a, as the virtio guest hashes the first sectors of a disk.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
+}
+
+#[test]
+fn virtio_drives_devices() {
+    let test = "virtio_drives_devices";
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let program = match bench::compile_virtio(&dir) {
+        Ok(program) => program,
+        Err(why) if cfg!(target_arch = "x86_64") => panic!("{why}"),
+        Err(why) => return eprintln!("SKIPPED {test}: {why}"),
+    };
+    let elf = write("virtio", &bench::image(&program).expect("assembles"));
+    let disk = dir.join(format!("disk-{}.img", std::process::id()));
+    let content: Vec<u8> = (0..2u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let windows: String =
+        (0..24).map(|i| format!(" virtio_mmio.device=512@{:#x}:5", 0xfeb0_0000u64 + i * 512)).collect();
+    let cmdline = format!("gateway=10.0.2.2 address=10.0.2.15 sectors=1000{windows}");
+    for accelerator in accelerators(test) {
+        std::fs::write(&disk, &content).expect("the disk");
+        let drive = format!("file={},format=raw,if=none,id=disk", disk.display());
+        let devices = [
+            ["-global", "virtio-mmio.force-legacy=false"],
+            ["-drive", &drive],
+            ["-device", "virtio-blk-device,drive=disk,serial=godwit"],
+            ["-device", "virtio-rng-device"],
+            ["-netdev", "user,id=net"],
+            ["-device", "virtio-net-device,netdev=net"],
+        ];
+        let printed = run_with(accelerator, &elf, &cmdline, 1, devices.as_flattened());
+        let first = format!("serial=godwit first={:016x} written=1000 ok", fnv(&content[..4096]));
+        for line in [first.as_str(), "rng bytes=256 ok", "arp=ok pings=16 ok", "virtio done bad=0"] {
+            assert!(printed.contains(line), "{accelerator}: no {line:?} in\n{printed}");
+        }
+        let after = std::fs::read(&disk).expect("the disk");
+        let changed = 8 * 512..1008 * 512;
+        assert!(after[..changed.start] == content[..changed.start]);
+        assert!(after[changed.clone()] != content[changed.clone()]);
+        assert!(after[changed.end..] == content[changed.end..]);
+    }
+    std::fs::remove_file(&disk).ok();
 }
