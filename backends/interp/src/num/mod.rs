@@ -40,5 +40,5 @@ pub mod sse;
 pub mod vec;
 pub mod x87math;
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests;

@@ -1,12 +1,18 @@
-//! The silicon as oracle: the same operation is run natively and by this module's functions,
-//! and result and flags are compared bit for bit.
+//! Tests of the arithmetic. On x86-64 the silicon is the oracle: the same operation is run
+//! natively and by this module's functions, and result and flags are compared bit for bit
+//! (`*_native`, `simd`). Every host replays the recorded [`corpus`].
 
 // Rows of a table of operations read best when all have the same form.
 #![allow(clippy::redundant_closure)]
 
+mod corpus;
+#[cfg(target_arch = "x86_64")]
 mod native;
-mod simd_native;
+mod simd;
+#[cfg(target_arch = "x86_64")]
 mod sse_native;
 mod values;
+#[cfg(target_arch = "x86_64")]
 mod x87_native;
+#[cfg(target_arch = "x86_64")]
 mod x87math_native;

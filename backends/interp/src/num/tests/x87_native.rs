@@ -56,7 +56,7 @@ x87_op! {
 /// The memory forms: run, then hand back the sixteen bytes.
 macro_rules! x87_mem {
     ($($name:ident $insn:expr;)*) => {$(
-        fn $name(a: F80, mem: [u8; 16], cw: u16) -> (F80, [u8; 16], u16) {
+        pub(super) fn $name(a: F80, mem: [u8; 16], cw: u16) -> (F80, [u8; 16], u16) {
             let mut x = [[0u8; 16], mem];
             x[0][..10].copy_from_slice(&a.to_bytes());
             let c = [cw, 0x37f];
