@@ -50,7 +50,6 @@ names! {
     fdatasync = SYS_fdatasync,
     finit_module = SYS_finit_module,
     flock = SYS_flock,
-    fstat = SYS_fstat,
     fstatfs = SYS_fstatfs,
     fsync = SYS_fsync,
     ftruncate = SYS_ftruncate,
@@ -224,6 +223,7 @@ names! {
 /// Calls that only older architectures have: newer ones do with their `*at` forms.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[(&str, i64)] = &[
+    ("fstat", libc::SYS_fstat),
     ("open", libc::SYS_open),
     ("stat", libc::SYS_stat),
     ("lstat", libc::SYS_lstat),
@@ -259,8 +259,10 @@ const OLDER: &[(&str, i64)] = &[
     ("modify_ldt", libc::SYS_modify_ldt),
     ("newfstatat", libc::SYS_newfstatat),
 ];
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "loongarch64")]
 const OLDER: &[(&str, i64)] = &[];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "loongarch64")))]
+const OLDER: &[(&str, i64)] = &[("fstat", libc::SYS_fstat)];
 
 /// The number of a call on this architecture; none if it has no such call.
 #[must_use]
