@@ -18,5 +18,6 @@ pub mod plugin {
     pub mod trust;
 }
 pub mod sandbox;
+pub mod snapshot;
 pub mod state;
 pub mod virtio;

@@ -7,8 +7,12 @@
 //! **Byte order**: `vm-memory` stores integers in the host's order. Use `Le16`/`Le32`/`Le64` or explicit
 //! `to_le_bytes`; a bare `write_obj(u32)` is a bug.
 
+mod pages;
+mod touched;
 mod tracker;
 
+pub use pages::{MAX_REGIONS, PageSet, Region, Run, regions_are_sound};
+pub use touched::untouched;
 pub use tracker::{DirtyPages, WriteObserver, WriteTracker};
 
 /// The guest's address space. Cheap to clone (`Arc` inside).

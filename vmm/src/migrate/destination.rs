@@ -12,10 +12,10 @@ use super::fault::Step;
 use super::link::Link;
 use super::machine::{Builder, Target};
 use super::offer::{Offer, preflight};
-use super::pages::{PageSet, Run};
 use super::progress::{Phase, Progress, Report};
 use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, encode_texts, runs};
 use crate::memory::PAGE_SIZE;
+use crate::memory::{PageSet, Run};
 use crate::state::codec::Cursor;
 use std::time::{Duration, Instant};
 

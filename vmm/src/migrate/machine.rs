@@ -1,7 +1,7 @@
 //! What a machine must be able to do to leave, and to arrive. `control` implements these over the real one.
 
 use super::offer::{Capabilities, Offer};
-use super::pages::PageSet;
+use crate::memory::PageSet;
 
 /// A machine's reason for not doing its part: text for the operator.
 pub type Fault = Box<dyn std::error::Error + Send + Sync>;

@@ -1,6 +1,6 @@
 //! The offer, and preflight: everything that can be refused is refused before any page is sent.
 
-use super::pages::{MAX_REGIONS, Region, check_regions};
+use crate::memory::{MAX_REGIONS, Region, regions_are_sound};
 use crate::state::codec::{CodecError, Cursor, put_blob, put_name};
 use godwit_state::model::{Features, Model};
 
@@ -114,7 +114,9 @@ impl Offer {
         let regions = (0..n)
             .map(|_| Ok(Region { gpa: c.u64("region address")?, len: c.u64("region length")? }))
             .collect::<Result<Vec<_>, CodecError>>()?;
-        check_regions(&regions)?;
+        if !regions_are_sound(&regions) {
+            return Err(CodecError::Malformed { what: "memory regions" });
+        }
         let model = c.name(64, "CPU model")?.to_owned();
         let features = Features {
             leaf1_edx: c.u32("features")?,

@@ -3,10 +3,10 @@
 use super::error::MigrateError;
 use super::link::Link;
 use super::machine::Source;
-use super::pages::{PageSet, Run};
 use super::progress::Progress;
 use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, put_runs};
 use crate::memory::PAGE_SIZE;
+use crate::memory::{PageSet, Run};
 use std::time::{Duration, Instant};
 
 const DOING: &str = "sending pages";

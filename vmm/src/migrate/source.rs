@@ -13,11 +13,11 @@ use super::error::MigrateError;
 use super::fault::Step;
 use super::link::Link;
 use super::machine::Source;
-use super::pages::PageSet;
 use super::progress::{Phase, Progress, Report};
 use super::sender::Sender;
 use super::switch::{Options, Round, Switch, Verdict};
 use super::wire::{Kind, caps, decode_texts};
+use crate::memory::PageSet;
 use std::time::{Duration, Instant};
 
 /// How a migration ended, for the sending side.

@@ -3,7 +3,7 @@
 use super::fault::{Action, Plan, Side, Step};
 use super::offer::tests::{capabilities, offer};
 use super::*;
-use crate::memory::PAGE_SIZE;
+use crate::memory::{PAGE_SIZE, PageSet, Run};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

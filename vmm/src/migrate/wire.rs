@@ -1,8 +1,8 @@
 //! Preface, frames and messages: the bytes of `docs/MIGRATION-PROTOCOL.md`.
 
 use super::error::MigrateError;
-use super::pages::Run;
 use crate::memory::PAGE_SIZE;
+use crate::memory::Run;
 use crate::state::codec::{CodecError, Cursor, put_blob};
 
 /// First eight bytes that each side sends.

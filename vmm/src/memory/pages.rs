@@ -1,7 +1,6 @@
-//! Sets of guest pages, as dirty logs give them.
+//! Sets of guest pages, as dirty logs give them: what migration and snapshots count in.
 
-use crate::memory::PAGE_SIZE;
-use crate::state::codec::CodecError;
+use super::PAGE_SIZE;
 
 /// A stretch of guest-physical memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,21 +12,17 @@ pub struct Region {
 }
 
 /// Most regions that a machine may have.
-pub(super) const MAX_REGIONS: u32 = 32;
+pub const MAX_REGIONS: u32 = 32;
 
-/// Checks that regions are aligned, not empty, in ascending order and apart.
-///
-/// # Errors
-/// The list is malformed.
-pub(super) fn check_regions(regions: &[Region]) -> Result<(), CodecError> {
+/// True if regions are aligned, not empty, in ascending order and apart.
+pub fn regions_are_sound(regions: &[Region]) -> bool {
     let mut end = 0;
-    for r in regions {
-        let next = r.gpa.checked_add(r.len);
-        let fits =
-            r.gpa >= end && r.len > 0 && r.gpa.is_multiple_of(PAGE_SIZE) && r.len.is_multiple_of(PAGE_SIZE);
-        end = next.filter(|_| fits).ok_or(CodecError::Malformed { what: "memory regions" })?;
-    }
-    Ok(())
+    regions.iter().all(|r| {
+        let aligned = r.len > 0 && r.gpa.is_multiple_of(PAGE_SIZE) && r.len.is_multiple_of(PAGE_SIZE);
+        let apart = r.gpa >= end;
+        end = r.gpa.saturating_add(r.len);
+        aligned && apart && r.gpa.checked_add(r.len).is_some()
+    })
 }
 
 /// A set of pages of a machine's regions. Page numbers are guest-physical addresses divided by [`PAGE_SIZE`].
@@ -123,6 +118,18 @@ impl PageSet {
         true
     }
 
+    /// Moves pages from here to `other` (a set of the same regions): those among the `pages` from page number `first` for
+    /// which `which`, asked with the place counted from `first`, says so.
+    pub fn remove_where(&mut self, first: u64, pages: u64, which: impl Fn(u64) -> bool, other: &mut PageSet) {
+        let run = Run { page: first, count: pages };
+        let (Some((at, from)), Some((_, to))) = (self.place(run), other.place(run)) else { return };
+        for i in (0..pages).filter(|i| which(*i)) {
+            let (word, bit) = ((at + i as usize) / 64, 1u64 << ((at + i as usize) % 64));
+            to[word] |= from[word] & bit;
+            from[word] &= !bit;
+        }
+    }
+
     /// True if every page of `run` lies in one region.
     pub fn covers(&mut self, run: Run) -> bool {
         self.place(run).is_some()
@@ -188,7 +195,7 @@ impl Iterator for Runs<'_> {
         if start >= self.pages {
             return None;
         }
-        let end = self.seek(start, false).min(start + self.max);
+        let end = self.seek(start, false).min(start.saturating_add(self.max));
         self.at = end;
         Some(Run { page: self.first + start, count: end - start })
     }
@@ -217,16 +224,16 @@ mod tests {
 
     #[test]
     fn malformed_regions_are_refused() {
-        check_regions(&REGIONS).unwrap();
+        assert!(regions_are_sound(&REGIONS));
         for bad in [(1, PAGE_SIZE), (0, 1), (0, 0), (u64::MAX - PAGE_SIZE + 1, PAGE_SIZE * 2)] {
-            assert!(check_regions(&[Region { gpa: bad.0, len: bad.1 }]).is_err());
+            assert!(!regions_are_sound(&[Region { gpa: bad.0, len: bad.1 }]));
         }
-        assert!(check_regions(&[REGIONS[1], REGIONS[0]]).is_err());
+        assert!(!regions_are_sound(&[REGIONS[1], REGIONS[0]]));
     }
 
     proptest! {
         #[test]
-        fn runs_are_the_set(pages in proptest::collection::btree_set(0u64..100, 0..100), max in 1u64..200) {
+        fn runs_are_the_set(pages in proptest::collection::btree_set(0u64..100, 0..100), max in proptest::prop_oneof![1u64..200, Just(u64::MAX)]) {
             let mut set = PageSet::empty(&REGIONS);
             for page in &pages {
                 let inside = set.insert(Run { page: *page, count: 1 });
