@@ -43,7 +43,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "api", "config", "control", "machine", "migrate", "plugin", "sandbox", "snapshot", "state",
-            "board",
+            "board", "virtio",
         ],
     ),
 ];

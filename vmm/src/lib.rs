@@ -11,6 +11,7 @@
 
 pub mod api;
 pub mod board;
+pub mod cli;
 pub mod memory;
 pub mod migrate;
 pub mod plugin {
