@@ -1,1 +1,3 @@
 //! End-to-end tests, their harness, the conformance suite, vectors, fuzzing and benches.
+
+pub mod conformance;

@@ -5,6 +5,7 @@ use godwit_sdk::{Error, Result};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
+pub(crate) const TSC: u32 = 0x10;
 pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
 const TSC_AUX: u32 = 0xc000_0103;
 const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;

@@ -94,6 +94,10 @@ fn to_events(s: &EventsV1) -> Result<(kvm_vcpu_events, u32)> {
         flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         ..Default::default()
     };
+    if s.interrupt_soft {
+        // It takes one, but never gives it back: its own saves leave RIP at the INT instead, to be executed again.
+        return Err(Error::State("section x86.events: KVM cannot hold interrupt_soft".into()));
+    }
     let x = match (s.exception_pending, s.exception_injected) {
         (Some(_), Some(_)) => {
             return Err(Error::State(
@@ -119,7 +123,6 @@ fn to_events(s: &EventsV1) -> Result<(kvm_vcpu_events, u32)> {
     }
     e.interrupt.injected = u8::from(s.interrupt_injected.is_some());
     e.interrupt.nr = s.interrupt_injected.unwrap_or(0);
-    e.interrupt.soft = u8::from(s.interrupt_soft);
     e.interrupt.shadow = (if s.shadow_sti { KVM_X86_SHADOW_INT_STI } else { 0 }
         | if s.shadow_ss { KVM_X86_SHADOW_INT_MOV_SS } else { 0 }) as u8;
     e.nmi.injected = u8::from(s.nmi_injected);
@@ -175,10 +178,10 @@ impl KvmVcpu {
             lapic: LapicV1::reset(id),
             tsc: TscV1::default(),
         };
-        if lock(&self.vm.time).stopped().is_err() {
-            return Err(Error::Invalid(format!("vCPU {id} was made while the clock was running")));
-        }
-        self.load_state(&state)
+        // No timer runs in this state, so it does not matter whether the clock does.
+        self.apply(&state)?;
+        self.replaced();
+        Ok(())
     }
 
     /// All of the state; the clock is stopped.
@@ -225,6 +228,14 @@ impl KvmVcpu {
     /// Replaces all of the state; the clock is stopped.
     pub(crate) fn load_state(&mut self, s: &CpuState) -> Result<()> {
         lock(&self.vm.time).stopped()?;
+        self.apply(s)?;
+        lock(&self.vm.time).load(self.shared.id, &s.lapic, s.tsc.offset)?;
+        self.replaced();
+        Ok(())
+    }
+
+    /// Everything but time.
+    fn apply(&self, s: &CpuState) -> Result<()> {
         if s.avx.is_some() != self.has_avx() {
             let what = if s.avx.is_some() { "is there, but the CPU model lacks AVX" } else { "is missing" };
             return Err(Error::State(format!("section x86.avx {what}")));
@@ -258,14 +269,15 @@ impl KvmVcpu {
         let debug =
             kvm_debugregs { db: s.debug.dr, dr6: s.debug.dr6, dr7: s.debug.dr7, ..Default::default() };
         fd.set_debug_regs(&debug).map_err(refused("x86.debug", "KVM_SET_DEBUGREGS"))?;
-        fd.set_lapic(&Page::from_state(&s.lapic).0).map_err(refused("x86.lapic", "KVM_SET_LAPIC"))?;
+        let page = Page::from_state(&s.lapic);
+        // A change of the timer's mode makes KVM drop the initial count that came with it; then it must come again.
+        for _ in 0..if self.fresh { 1 } else { 2 } {
+            fd.set_lapic(&page.0).map_err(refused("x86.lapic", "KVM_SET_LAPIC"))?;
+        }
         msrs::load(fd, &s.msrs, self.has_tsc_aux())?;
         fd.set_mp_state(kvm_mp_state { mp_state }).map_err(refused("x86.events", "KVM_SET_MP_STATE"))?;
         // Last, because KVM_SET_REGS drops a pending exception.
-        self.set_events(events)?;
-        lock(&self.vm.time).load(self.shared.id, &s.lapic, s.tsc.offset)?;
-        self.replaced();
-        Ok(())
+        self.set_events(events)
     }
 
     fn set_events(&self, mut events: kvm_vcpu_events) -> Result<()> {

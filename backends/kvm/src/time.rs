@@ -14,6 +14,9 @@
 //! The kernel's timers go on ticking while the guest is stopped, but what they do then is thrown away when they are set again.
 //! One that ran out before the instant and whose interrupt the kernel had not yet requested is found by arithmetic, and its
 //! interrupt put into the captured IRR.
+//!
+//! Some KVMs (those without hardware virtualisation under them) give every guest the host's TSC as it is. There a guest's TSC
+//! jumps when the clock starts, its owner is told so in the log, and a TSC deadline is moved by as much as the TSC jumped.
 
 use crate::backend::same_frequency;
 use crate::kick::Shared;
@@ -22,10 +25,10 @@ use crate::msrs;
 use crate::sys::{self, failed};
 use crate::vm::{Inner, lock};
 use godwit_sdk::state::{ClockV1, LapicV1};
-use godwit_sdk::{Error, Result};
+use godwit_sdk::{Error, Host, LogLevel, Result};
 use kvm_bindings::kvm_clock_data;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What of a vCPU's state is time, as of the instant the clock was stopped.
@@ -60,7 +63,26 @@ pub(crate) struct Time {
     host_khz: u64,
     scaled: bool,
     allow_mismatch: bool,
+    /// The guest has the host's TSC, whatever is set.
+    fixed: bool,
     vcpus: BTreeMap<u32, VcpuTime>,
+}
+
+/// What the log says of such a KVM.
+const FIXED: &str = "this host's KVM cannot set a guest's TSC: the guest has the host's, and sees it jump when it comes here";
+
+/// Whether this KVM gives guests the host's TSC as it is: found out by the first vCPU, since nothing announces it.
+fn tsc_is_fixed(vcpu: &Shared) -> Result<bool> {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(*found);
+    }
+    const FAR: u64 = 1 << 60;
+    sys::set_tsc_offset(vcpu.raw(), FAR).map_err(|e| {
+        Error::Unusable(format!("this KVM cannot offset a vCPU's TSC ({e}): Linux 5.16 or newer is needed"))
+    })?;
+    let seen = msrs::get(&vcpu.fd, msrs::TSC)?.unwrap_or(0);
+    Ok(*FOUND.get_or_init(|| seen.wrapping_sub(sys::rdtsc()).wrapping_sub(FAR / 2) > FAR))
 }
 
 fn utc_ns() -> u64 {
@@ -87,6 +109,7 @@ impl Time {
             host_khz,
             scaled,
             allow_mismatch,
+            fixed: false,
             vcpus: BTreeMap::new(),
         }
     }
@@ -119,11 +142,15 @@ impl Time {
     }
 
     /// A vCPU has been made.
-    pub(crate) fn add_vcpu(&mut self, vcpu: &Shared) -> Result<()> {
+    pub(crate) fn add_vcpu(&mut self, vcpu: &Shared, host: &Host) -> Result<()> {
+        if tsc_is_fixed(vcpu)? && !self.fixed {
+            self.fixed = true;
+            host.log(LogLevel::Warn, FIXED);
+        }
         if self.scaled {
             vcpu.fd.set_tsc_khz(self.guest_khz as u32).map_err(failed("KVM_SET_TSC_KHZ"))?;
         }
-        if self.clock.is_none() {
+        if self.clock.is_none() && !self.fixed {
             sys::set_tsc_offset(vcpu.raw(), self.base).map_err(failed("KVM_VCPU_TSC_OFFSET"))?;
         }
         self.vcpus.insert(vcpu.id, VcpuTime::default());
@@ -185,14 +212,17 @@ struct Reading {
     tsc_deadline: u64,
 }
 
-fn read(vcpu: &Shared) -> Result<Reading> {
+fn read(vcpu: &Shared, fixed: bool) -> Result<Reading> {
     let page = Page(vcpu.fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?);
     let at = Instant::now();
     let tsc_deadline = match page.timer_mode() {
         TimerMode::TscDeadline => msrs::get(&vcpu.fd, msrs::TSC_DEADLINE)?.unwrap_or(0),
         _ => 0,
     };
-    let tsc_offset = sys::tsc_offset(vcpu.raw()).map_err(failed("KVM_VCPU_TSC_OFFSET"))?;
+    let tsc_offset = match fixed {
+        true => 0,
+        false => sys::tsc_offset(vcpu.raw()).map_err(failed("KVM_VCPU_TSC_OFFSET"))?,
+    };
     Ok(Reading { page, at, tsc_offset, tsc_deadline })
 }
 
@@ -259,7 +289,7 @@ impl Inner {
             return Err(Error::Invalid("the clock is stopped already".into()));
         }
         // Timers before the clock: one that runs out between the two has run out at the instant.
-        let readings = vcpus.iter().map(|v| Ok((v.id, read(v)?))).collect::<Result<Vec<_>>>()?;
+        let readings = vcpus.iter().map(|v| Ok((v.id, read(v, time.fixed)?))).collect::<Result<Vec<_>>>()?;
         let (kvmclock_ns, host_tsc) = self.read_clock()?;
         let now = Instant::now();
         let clock = ClockV1 {
@@ -308,9 +338,10 @@ impl Inner {
         let target_ns = clock.kvmclock_ns.saturating_add(advance_ns);
         let target_tsc = clock.tsc.wrapping_add(time.ticks(advance_ns));
         let then = Instant::now();
-        let base = target_tsc.wrapping_sub(time.scale(sys::rdtsc()));
+        let behind = target_tsc.wrapping_sub(time.scale(sys::rdtsc()));
+        let (base, jump) = if time.fixed { (0, behind.wrapping_neg()) } else { (behind, 0) };
         // TSC before kvmclock, which KVM computes from it; both before the timers, which are set as deadlines on them.
-        for v in &vcpus {
+        for v in vcpus.iter().filter(|_| !time.fixed) {
             let offset = time.vcpus.get(&v.id).map_or(0, |t| t.offset);
             sys::set_tsc_offset(v.raw(), base.wrapping_add(offset as u64))
                 .map_err(failed("KVM_VCPU_TSC_OFFSET"))?;
@@ -318,6 +349,9 @@ impl Inner {
         self.set_kvmclock(target_ns + ns_since(then, Instant::now()))?;
         for v in &vcpus {
             let Some(t) = time.vcpus.get_mut(&v.id) else { continue };
+            if t.tsc_deadline != 0 {
+                t.tsc_deadline = t.tsc_deadline.wrapping_add(jump);
+            }
             start_timer(v, t, target_ns, then)?;
         }
         time.base = base;

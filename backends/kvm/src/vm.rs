@@ -377,7 +377,7 @@ impl Vm for KvmVm {
         }
         let page = RunPage::new(fd.as_raw_fd(), inner.kvm.run_size)?;
         let shared = Arc::new(Shared::new(id, fd, page, inner.signal));
-        lock(&inner.time).add_vcpu(&shared)?;
+        lock(&inner.time).add_vcpu(&shared, &inner.host)?;
         lock(&inner.vcpus).insert(id, shared.clone());
         Ok(KvmVcpu::new(inner.clone(), shared))
     }
