@@ -259,6 +259,7 @@ impl KvmVcpu {
         } else {
             fd.set_sregs(&segments::narrow(&sregs)).map_err(refused("x86.system", "KVM_SET_SREGS"))?;
         }
+        self.check_paging(&s.system)?;
         if self.vm.has(Feature::XSAVE) {
             let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
             xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: s.system.xcr0, ..Default::default() };
@@ -278,6 +279,20 @@ impl KvmVcpu {
         fd.set_mp_state(kvm_mp_state { mp_state }).map_err(refused("x86.events", "KVM_SET_MP_STATE"))?;
         // Last, because KVM_SET_REGS drops a pending exception.
         self.set_events(events)
+    }
+
+    /// Some KVMs (those without hardware virtualisation under them) take paging outside long mode and silently leave it off.
+    fn check_paging(&self, s: &SystemV1) -> Result<()> {
+        const PG: u64 = 1 << 31;
+        const LMA: u64 = 1 << 10;
+        if s.cr0 & PG == 0 || s.efer & LMA != 0 {
+            return Ok(());
+        }
+        let kept = self.shared.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?.cr0;
+        if kept & PG != 0 {
+            return Ok(());
+        }
+        Err(Error::State("section x86.system: this KVM has no paging outside long mode".into()))
     }
 
     fn set_events(&self, mut events: kvm_vcpu_events) -> Result<()> {

