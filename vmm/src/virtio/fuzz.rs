@@ -1,9 +1,12 @@
 //! Fuzz targets: one a device for its registers and queues, and one for its saved state. Each takes any bytes and
 //! must come back, without a panic, soon. Driven by seeded random bytes in the tests and by cargo-fuzz.
 
+use super::block;
 use super::mock::{play, restore_hostile};
+use super::net::{Net, NetworkInterfaceConfig};
 use super::rng::{EntropyConfig, Rng};
-use super::{block, mock};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use vmm_sys_util::tempfile::TempFile;
 
 /// A disk of 64 sectors and the file that it is.
@@ -39,14 +42,34 @@ pub fn fuzz_rng(data: &[u8]) {
     play(rng(), data);
 }
 
+fn net() -> (Net, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    let config = NetworkInterfaceConfig { iface_id: "fuzz".into(), ..Default::default() };
+    (Net::over(&config, ours).expect("net"), theirs)
+}
+
+/// Network device; the first half of the bytes comes from the network's side.
+pub fn fuzz_net(data: &[u8]) {
+    let (net, mut peer) = net();
+    let (outside, inside) = data.split_at(data.len() / 2);
+    peer.set_nonblocking(true).expect("socket");
+    for piece in outside.chunks(60) {
+        let mut frame = (piece.len() as u32).to_be_bytes().to_vec();
+        frame.extend(piece);
+        let _ = peer.write(&frame);
+    }
+    let _ = peer.write(outside);
+    play(net, inside);
+}
+
 /// Saved state of all devices.
 pub fn fuzz_restore(data: &[u8]) {
     let Some((which, data)) = data.split_first() else { return };
-    match which % 2 {
+    match which % 3 {
         0 => restore_hostile(test_disk(false).0, data),
+        1 => restore_hostile(net().0, data),
         _ => restore_hostile(rng(), data),
     }
-    let _ = mock::RAM;
 }
 
 #[cfg(test)]
@@ -70,6 +93,7 @@ mod tests {
     fn hostile_drivers_do_no_harm() {
         for_random_bytes(300, 1200, super::fuzz_block);
         for_random_bytes(100, 1200, super::fuzz_rng);
+        for_random_bytes(200, 2400, super::fuzz_net);
     }
 
     #[test]

@@ -101,3 +101,14 @@ pub(super) fn write_at(
         })
     })
 }
+
+/// Writes all of `segments` to a packet device in one call.
+///
+/// # Errors
+/// The device's.
+pub(super) fn write_once(file: BorrowedFd<'_>, mem: &Ram, segments: &Segments) -> io::Result<usize> {
+    with_vectors(mem, segments, (0, segments.len()), false, |v| {
+        // SAFETY: as in `write_at`.
+        unsafe { libc::writev(file.as_raw_fd(), v.as_ptr(), v.len() as _) }
+    })
+}

@@ -23,6 +23,7 @@ pub mod fuzz;
 mod iov;
 #[cfg(any(test, fuzzing))]
 pub mod mock;
+pub mod net;
 mod queue;
 pub mod ratelimit;
 pub mod rng;

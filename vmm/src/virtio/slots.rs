@@ -4,6 +4,7 @@
 //! its windows (ACPI and command line), and saves and restores it as a whole.
 
 use super::block::{Block, DriveConfig, DriveError};
+use super::net::{Net, NetError, NetworkInterfaceConfig};
 use super::rng::{EntropyConfig, Rng};
 use super::transport::{DeviceSide, Interrupt, Mmio, WINDOW_SIZE, Worker, reg};
 use super::{RestoreError, VirtioDevice};
@@ -30,6 +31,8 @@ pub const MAX_SLOTS: usize = 19;
 pub struct DevicesConfig {
     /// Disks; the root device gets the lowest slot of them.
     pub drives: Vec<DriveConfig>,
+    /// Network interfaces.
+    pub network_interfaces: Vec<NetworkInterfaceConfig>,
     /// Entropy device.
     pub entropy: Option<EntropyConfig>,
 }
@@ -40,6 +43,9 @@ pub enum BuildError {
     /// A disk.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// A network interface.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The entropy device.
     #[error("entropy device: {0}")]
     Entropy(io::Error),
@@ -110,6 +116,7 @@ pub type Shared<D> = Arc<Mutex<Worker<D>>>;
 pub struct Slots {
     slots: Vec<Slot>,
     drives: Vec<(String, Shared<Block>)>,
+    interfaces: Vec<(String, Shared<Net>)>,
 }
 
 /// What devices share.
@@ -135,6 +142,10 @@ impl Slots {
         for drive in drives {
             let shared = all.add(Block::new(drive)?, board)?;
             all.drives.push((drive.drive_id.clone(), shared));
+        }
+        for interface in &config.network_interfaces {
+            let shared = all.add(Net::new(interface)?, board)?;
+            all.interfaces.push((interface.iface_id.clone(), shared));
         }
         if let Some(entropy) = &config.entropy {
             all.add(Rng::new(entropy).map_err(BuildError::Entropy)?, board)?;
@@ -246,6 +257,11 @@ impl Slots {
     pub fn drive(&self, id: &str) -> Option<&Shared<Block>> {
         self.drives.iter().find(|(name, _)| name == id).map(|(_, d)| d)
     }
+
+    /// A network interface by its configured name.
+    pub fn interface(&self, id: &str) -> Option<&Shared<Net>> {
+        self.interfaces.iter().find(|(name, _)| name == id).map(|(_, d)| d)
+    }
 }
 
 #[cfg(test)]
@@ -273,6 +289,7 @@ mod tests {
         let config = DevicesConfig {
             drives: vec![drive("data", false, &file), drive("root", true, &file)],
             entropy: Some(EntropyConfig::default()),
+            ..DevicesConfig::default()
         };
         let all = Slots::build(&config, &board()).unwrap();
         let args: Vec<_> = all.windows().iter().map(Window::kernel_argument).collect();
@@ -289,7 +306,7 @@ mod tests {
         assert_eq!(bus.read(0xd000_0000, 4), 0x7472_6976);
         let mut events = EventManager::new().unwrap();
         all.subscribers().into_iter().for_each(|s| {
-            events.add_subscriber(s);
+            let _ = events.add_subscriber(s);
         });
         // A save fits the same machine, and only that.
         let saved = all.save();

@@ -1,0 +1,487 @@
+//! Network device (virtio 1.2, 5.1): one pair of queues over a TAP or passt.
+//!
+//! A frame waits in this device only while the guest gives no buffer for it; everything else waits in the host's
+//! queue, where the host's own limits apply.
+
+mod config;
+mod passt;
+mod state;
+mod tap;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Mac, NetworkInterfaceConfig};
+pub use state::NetV1;
+
+use super::Ram;
+use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevice};
+use super::queue::{Chain, QueueError, Segments, Served, VirtQueue};
+use super::ratelimit::{RateLimiter, RateLimiterConfig};
+use event_manager::EventSet;
+use godwit_state::RawSection;
+use passt::Passt;
+use std::io;
+use std::os::fd::RawFd;
+#[cfg(any(test, fuzzing))]
+use std::os::unix::net::UnixStream;
+use tap::Tap;
+
+/// Feature bits (virtio 1.2, 5.1.3).
+mod bits {
+    pub(super) const CSUM: u64 = 1 << 0;
+    pub(super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
+    pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const MRG_RXBUF: u64 = 1 << 15;
+    pub(super) const OFFLOADS: u64 = CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6;
+}
+
+/// Bytes of `struct virtio_net_hdr_v1`.
+const HEADER: usize = 12;
+/// Where `num_buffers` is in it.
+const NUM_BUFFERS: u64 = 10;
+/// Largest frame: 64 KiB of offloaded segment with its Ethernet and VLAN headers.
+const MAX_FRAME: usize = 65_535 + 22;
+/// Largest packet with its header.
+const MAX_PACKET: usize = HEADER + MAX_FRAME;
+/// Queues.
+const RX: usize = 0;
+const TX: usize = 1;
+/// Frames in one wake-up, each way.
+const BUDGET: usize = 64;
+/// Tokens of descriptors.
+const LINK: u32 = 0;
+const RX_TIMER: u32 = 1;
+const TX_TIMER: u32 = 2;
+
+/// Why an interface cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// Neither a TAP nor passt, or both.
+    #[error("network interface {0}: name either host_dev_name or passt_socket")]
+    Backend(String),
+    /// No TAP of that name, or not ours to use.
+    #[error("network interface {id}: cannot use TAP {name}: {source}")]
+    Tap {
+        /// Which interface.
+        id: String,
+        /// The host's interface.
+        name: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// passt does not answer.
+    #[error("network interface {id}: cannot connect to passt at {path}: {source}")]
+    Passt {
+        /// Which interface.
+        id: String,
+        /// Its socket.
+        path: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+    /// No timer for a rate limiter.
+    #[error("network interface {id}: rate limiter: {source}")]
+    Limiter {
+        /// Which interface.
+        id: String,
+        /// The host's answer.
+        source: io::Error,
+    },
+}
+
+/// A listener inside the VMM that some of the guest's frames are meant for: the metadata service.
+pub trait Detour: Send {
+    /// Is the frame that begins so (at most 64 bytes) for it?
+    fn wants(&self, frame: &[u8]) -> bool;
+    /// Takes a frame that it wants.
+    fn take(&mut self, frame: &[u8], now_ns: u64);
+    /// Puts its next frame for the guest, at most 1514 bytes, into `frame`; false if there is none.
+    fn next(&mut self, frame: &mut Vec<u8>, now_ns: u64) -> bool;
+}
+
+#[derive(Debug)]
+enum Link {
+    Tap(Tap),
+    Passt(Passt),
+}
+
+impl Link {
+    fn fd(&self) -> RawFd {
+        match self {
+            Link::Tap(t) => t.fd(),
+            Link::Passt(p) => p.fd(),
+        }
+    }
+
+    /// The next packet, header first, into `buf` of [`MAX_PACKET`] bytes.
+    fn read(&mut self, buf: &mut [u8]) -> Option<usize> {
+        match self {
+            Link::Tap(t) => t.read(buf).ok().filter(|&n| n > HEADER),
+            Link::Passt(p) => {
+                buf[..HEADER].fill(0);
+                p.read(&mut buf[HEADER..]).map(|n| n + HEADER)
+            }
+        }
+    }
+
+    /// Can take a frame now.
+    fn ready(&mut self) -> bool {
+        match self {
+            Link::Tap(_) => true,
+            Link::Passt(p) => p.flush(),
+        }
+    }
+
+    /// A packet that the host does not take is lost, as on any network.
+    fn send(&mut self, mem: &Ram, packet: &Segments) -> Result<(), QueueError> {
+        match self {
+            Link::Tap(t) => {
+                if let Err(e) = t.write(mem, packet) {
+                    tracing::debug!("TAP: frame dropped: {e}");
+                }
+            }
+            Link::Passt(p) => {
+                let mut frame = vec![0; packet.len() as usize - HEADER];
+                packet.read(mem, HEADER as u64, &mut frame)?;
+                p.write(&frame);
+            }
+        }
+        Ok(())
+    }
+
+    fn send_frame(&mut self, frame: &[u8]) {
+        match self {
+            Link::Tap(t) => drop(t.write_bytes(&[&[0; HEADER][..], frame].concat())),
+            Link::Passt(p) => {
+                if p.flush() {
+                    p.write(frame);
+                }
+            }
+        }
+    }
+}
+
+/// A packet on its way to the guest.
+#[derive(Debug)]
+struct Incoming {
+    bytes: Box<[u8]>,
+    /// 0: none.
+    len: usize,
+    /// The rate limiter has let it pass.
+    paid: bool,
+}
+
+/// The device.
+pub struct Net {
+    id: String,
+    mac: Option<[u8; 6]>,
+    seen: Option<[u8; 6]>,
+    link: Link,
+    incoming: Incoming,
+    detour: Option<Box<dyn Detour>>,
+    rx_limiter: RateLimiter,
+    tx_limiter: RateLimiter,
+    mergeable: bool,
+    announce: bool,
+    chains: Vec<Chain>,
+}
+
+impl Net {
+    /// Opens the interface's TAP or connects to its passt.
+    ///
+    /// # Errors
+    /// It cannot be used; the error names the interface and what it needs.
+    pub fn new(config: &NetworkInterfaceConfig) -> Result<Self, NetError> {
+        let id = &config.iface_id;
+        let link = match (&config.host_dev_name, &config.passt_socket) {
+            (Some(name), None) => Link::Tap(Tap::open(id, name)?),
+            (None, Some(path)) => Link::Passt(Passt::connect(id, path)?),
+            _ => return Err(NetError::Backend(id.clone())),
+        };
+        Self::with_link(config, link)
+    }
+
+    /// An interface at one end of a socket that speaks passt's protocol.
+    ///
+    /// # Errors
+    /// The host gives no timer.
+    #[cfg(any(test, fuzzing))]
+    pub fn over(config: &NetworkInterfaceConfig, socket: UnixStream) -> Result<Self, NetError> {
+        let id = config.iface_id.clone();
+        let passt = Passt::over(socket).map_err(|source| NetError::Limiter { id, source })?;
+        Self::with_link(config, Link::Passt(passt))
+    }
+
+    fn with_link(config: &NetworkInterfaceConfig, link: Link) -> Result<Self, NetError> {
+        let limiter = |c: &Option<RateLimiterConfig>| {
+            RateLimiter::new(&c.unwrap_or_default())
+                .map_err(|source| NetError::Limiter { id: config.iface_id.clone(), source })
+        };
+        Ok(Net {
+            id: config.iface_id.clone(),
+            mac: config.guest_mac.map(|m| m.0),
+            seen: None,
+            link,
+            incoming: Incoming { bytes: vec![0; MAX_PACKET].into(), len: 0, paid: false },
+            detour: None,
+            rx_limiter: limiter(&config.rx_rate_limiter)?,
+            tx_limiter: limiter(&config.tx_rate_limiter)?,
+            mergeable: false,
+            announce: false,
+            chains: Vec::new(),
+        })
+    }
+
+    /// The interface's configured name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Gives some of the guest's frames to `detour` instead of the network.
+    pub fn set_detour(&mut self, detour: Box<dyn Detour>) {
+        self.detour = Some(detour);
+    }
+
+    /// `PATCH /network-interfaces/{id}`.
+    pub fn update_limiters(&mut self, rx: Option<&RateLimiterConfig>, tx: Option<&RateLimiterConfig>) {
+        if let Some(c) = rx {
+            self.rx_limiter.update(c);
+        }
+        if let Some(c) = tx {
+            self.tx_limiter.update(c);
+        }
+    }
+
+    /// Fetches a packet for the guest, if none is waiting.
+    fn fetch(&mut self, now_ns: u64) -> bool {
+        if self.incoming.len == 0 {
+            let mut frame = Vec::new();
+            let from_detour = self.detour.as_mut().is_some_and(|d| d.next(&mut frame, now_ns));
+            self.incoming.len = if from_detour && frame.len() <= MAX_FRAME {
+                self.incoming.bytes[..HEADER].fill(0);
+                self.incoming.bytes[HEADER..][..frame.len()].copy_from_slice(&frame);
+                HEADER + frame.len()
+            } else {
+                self.link.read(&mut self.incoming.bytes).unwrap_or(0)
+            };
+            self.incoming.paid = false;
+        }
+        self.incoming.len > 0
+    }
+
+    /// Puts the waiting packet into buffers of the guest; false if there are too few.
+    fn deliver(&mut self, q: &mut VirtQueue, mem: &Ram) -> Result<bool, QueueError> {
+        let packet = &self.incoming.bytes[..self.incoming.len];
+        let mut room = 0;
+        while room < packet.len() as u64 {
+            let chain = match q.pop(mem)? {
+                Some(chain) if self.mergeable || self.chains.is_empty() => chain,
+                other => {
+                    if other.is_some() {
+                        // One buffer a packet, and this packet does not fit: it is lost.
+                        q.undo_pop();
+                        self.incoming.len = 0;
+                    }
+                    for _ in self.chains.drain(..) {
+                        q.undo_pop();
+                    }
+                    return Ok(other.is_some());
+                }
+            };
+            room += chain.writable.len();
+            self.chains.push(chain);
+        }
+        let mut done = 0;
+        for (i, chain) in self.chains.iter().enumerate() {
+            let len = chain.writable.write(mem, 0, &packet[done..])?;
+            if i == 0 {
+                let count = self.chains.len() as u16;
+                chain.writable.write(mem, NUM_BUFFERS, &count.to_le_bytes())?;
+            }
+            q.push_used(mem, chain.head(), len as u32)?;
+            done += len;
+        }
+        if let Some(chain) = self.chains.drain(..).next() {
+            q.recycle(chain);
+        }
+        self.incoming.len = 0;
+        Ok(true)
+    }
+
+    fn receive(&mut self, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
+        let q = &mut cx.queues[RX];
+        if !q.ready() {
+            return Ok(Progress::Idle);
+        }
+        q.ignore(cx.mem)?;
+        let mut progress = Progress::More;
+        for _ in 0..BUDGET {
+            if !self.fetch(cx.now_ns) {
+                progress = Progress::Idle;
+                break;
+            }
+            if !self.incoming.paid && !self.rx_limiter.allow(self.incoming.len as u64, cx.now_ns) {
+                progress = Progress::Blocked;
+                break;
+            }
+            self.incoming.paid = true;
+            if !self.deliver(q, cx.mem)? {
+                // The next notification of new buffers goes on with this packet.
+                if q.listen(cx.mem)? && self.deliver(q, cx.mem)? {
+                    q.ignore(cx.mem)?;
+                    continue;
+                }
+                progress = Progress::Idle;
+                break;
+            }
+        }
+        q.signal(cx.mem, cx.interrupt)?;
+        Ok(progress)
+    }
+
+    fn transmit(&mut self, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
+        let Net { link, detour, tx_limiter, seen, .. } = self;
+        let (mem, now_ns) = (cx.mem, cx.now_ns);
+        let mut detoured = false;
+        // The rest of a frame goes out whether or not another follows.
+        link.ready();
+        let progress = cx.queues[TX].serve(mem, cx.interrupt, BUDGET, |chain| {
+            let packet = &chain.readable;
+            let len = packet.len();
+            if len <= (HEADER + 14) as u64 || len > MAX_PACKET as u64 {
+                return Ok(Served::Used(0));
+            }
+            if !link.ready() || !tx_limiter.allow(len, now_ns) {
+                return Ok(Served::Later);
+            }
+            let mut head = [0; 64];
+            let n = packet.read(mem, HEADER as u64, &mut head)?;
+            *seen = head[6..].first_chunk().copied();
+            match detour {
+                Some(d) if d.wants(&head[..n]) => {
+                    let mut frame = vec![0; len as usize - HEADER];
+                    packet.read(mem, HEADER as u64, &mut frame)?;
+                    d.take(&frame, now_ns);
+                    detoured = true;
+                }
+                _ => link.send(mem, packet)?,
+            }
+            Ok(Served::Used(0))
+        })?;
+        if detoured && self.receive(cx)? == Progress::More {
+            return Ok(Progress::More);
+        }
+        Ok(progress)
+    }
+
+    /// A reverse ARP request: switches learn from it where the guest's MAC is now.
+    fn announce(&mut self) {
+        let Some(mac) = self.mac.or(self.seen) else { return };
+        let mut frame = vec![0xff; 6];
+        frame.extend(mac);
+        // RARP, Ethernet, IPv4, request.
+        frame.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        for _ in 0..2 {
+            frame.extend(mac);
+            frame.extend([0; 4]);
+        }
+        frame.resize(60, 0);
+        self.link.send_frame(&frame);
+    }
+}
+
+impl VirtioDevice for Net {
+    const TYPE: u32 = 1;
+
+    fn name(&self) -> String {
+        format!("network interface {}", self.id)
+    }
+
+    fn features(&self) -> u64 {
+        let mac = if self.mac.is_some() { bits::MAC } else { 0 };
+        let offloads = if matches!(self.link, Link::Tap(_)) { bits::OFFLOADS } else { 0 };
+        mac | offloads | bits::MRG_RXBUF
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[256, 256]
+    }
+
+    /// `struct virtio_net_config` up to the MTU (5.1.4).
+    fn config(&self) -> Vec<u8> {
+        let mut c = self.mac.unwrap_or_default().to_vec();
+        c.extend([0, 0, 1, 0, 0, 0]);
+        c
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.mergeable = features & bits::MRG_RXBUF != 0;
+        if let Link::Tap(tap) = &self.link
+            && let Err(e) = tap.set_offloads(features)
+        {
+            tracing::error!("network interface {}: offloads: {e}", self.id);
+        }
+    }
+
+    fn reset(&mut self) {
+        self.incoming.len = 0;
+        self.mergeable = false;
+        self.chains.clear();
+    }
+
+    fn fds(&self) -> Vec<DeviceFd> {
+        let link = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        vec![
+            DeviceFd { fd: self.link.fd(), events: link, token: LINK },
+            DeviceFd { fd: self.rx_limiter.fd(), events: EventSet::IN, token: RX_TIMER },
+            DeviceFd { fd: self.tx_limiter.fd(), events: EventSet::IN, token: TX_TIMER },
+        ]
+    }
+
+    fn queue_event(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
+        if std::mem::take(&mut self.announce) {
+            self.announce();
+        }
+        match queue {
+            RX => self.receive(cx),
+            _ => self.transmit(cx),
+        }
+    }
+
+    fn event(&mut self, token: u32, events: EventSet, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
+        self.event_ignored(token);
+        let mut more = Progress::Idle;
+        if token == RX_TIMER || token == LINK && events.contains(EventSet::IN) {
+            more = self.receive(cx)?;
+        }
+        let waits = matches!(self.link, Link::Passt(_)) && events.contains(EventSet::OUT);
+        if (token == TX_TIMER || token == LINK && waits) && self.transmit(cx)? == Progress::More {
+            more = Progress::More;
+        }
+        Ok(more)
+    }
+
+    fn event_ignored(&mut self, token: u32) {
+        match token {
+            RX_TIMER => self.rx_limiter.fired(),
+            TX_TIMER => self.tx_limiter.fired(),
+            _ => {}
+        }
+    }
+
+    fn save(&self) -> RawSection {
+        RawSection::mandatory(&NetV1 { mac: self.mac, seen: self.seen })
+    }
+
+    fn restore(&mut self, section: &RawSection, active: bool) -> Result<(), RestoreError> {
+        let state: NetV1 = device::section(section)?;
+        self.mac = state.mac;
+        self.seen = state.seen;
+        self.announce = active;
+        Ok(())
+    }
+}

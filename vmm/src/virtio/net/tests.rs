@@ -1,0 +1,241 @@
+use super::*;
+use crate::virtio::feature;
+use crate::virtio::mock::{Driver, ram};
+use crate::virtio::transport::reg;
+use std::io::{Read, Write};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+
+const GUEST: [u8; 6] = [6, 0, 0xac, 0x10, 0, 2];
+
+fn config() -> NetworkInterfaceConfig {
+    let json = r#"{"iface_id": "eth0", "passt_socket": "unused", "guest_mac": "06:00:AC:10:00:02"}"#;
+    serde_json::from_str(json).unwrap()
+}
+
+fn pair() -> (Net, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Net::over(&config(), ours).unwrap(), theirs)
+}
+
+fn started(mergeable: bool) -> (Driver<Net>, UnixStream) {
+    let (net, peer) = pair();
+    let mut d = Driver::new(net, ram());
+    d.start(feature::VERSION_1 | bits::MAC | if mergeable { bits::MRG_RXBUF } else { 0 });
+    (d, peer)
+}
+
+fn frame(len: usize, fill: u8) -> Vec<u8> {
+    let mut f = vec![0xff; 6];
+    f.extend(GUEST);
+    f.extend([8, 0]);
+    f.resize(len, fill);
+    f
+}
+
+fn put(peer: &mut UnixStream, frame: &[u8]) {
+    peer.write_all(&(frame.len() as u32).to_be_bytes()).unwrap();
+    peer.write_all(frame).unwrap();
+}
+
+fn get(peer: &mut UnixStream) -> Vec<u8> {
+    let mut len = [0; 4];
+    peer.read_exact(&mut len).unwrap();
+    let mut frame = vec![0; u32::from_be_bytes(len) as usize];
+    peer.read_exact(&mut frame).unwrap();
+    frame
+}
+
+#[test]
+fn macs() {
+    assert_eq!(config().guest_mac, Some(Mac(GUEST)));
+    assert_eq!(String::from(Mac(GUEST)), "06:00:ac:10:00:02");
+    for bad in [
+        "",
+        "06:00:ac:10:00",
+        "06:00:ac:10:00:02:03",
+        "6:00:ac:10:00:02",
+        "+6:00:ac:10:00:02",
+        "g0:0:0:0:0:0",
+    ] {
+        assert!(Mac::try_from(bad.to_string()).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn frames_go_out_whole_in_any_framing() {
+    let (mut d, mut peer) = started(true);
+    let f = frame(1000, 0x5a);
+    d.send(1, &[&[0; 5], &[0; 7], &f[..10], &f[10..]], &[]);
+    d.send(1, &[&[[0; 12].as_slice(), &f].concat()], &[]);
+    assert!(d.run(1, 2));
+    assert_eq!((get(&mut peer), get(&mut peer)), (f.clone(), f));
+    assert_eq!((d.used(1), d.used(1)), (Some((0, 0)), Some((4, 0))));
+    // Too short, too long: dropped, given back.
+    d.send(1, &[&[0; 26]], &[]);
+    let big = vec![0; 66_000];
+    d.send(1, &[&big], &[]);
+    assert!(d.run(1, 2));
+    assert!(d.used(1).is_some() && d.used(1).is_some() && !d.broken());
+    peer.set_nonblocking(true).unwrap();
+    assert!(peer.read(&mut [0]).is_err());
+}
+
+#[test]
+fn a_frame_waits_for_buffers_and_fills_several() {
+    let (mut d, mut peer) = started(true);
+    let f: Vec<u8> = (0..2000u32).map(|i| i as u8).collect();
+    put(&mut peer, &f);
+    put(&mut peer, &f[..60]);
+    assert!(d.run(0, 2));
+    assert_eq!(d.used(0), None);
+    // 12 + 2000 bytes need three buffers of 800; two are not enough and stay unused.
+    let mut at = d.send(0, &[], &[800]);
+    at.extend(d.send(0, &[], &[800]));
+    assert!(d.run(0, 2));
+    assert_eq!(d.used(0), None);
+    at.extend(d.send(0, &[], &[500, 300]));
+    at.extend(d.send(0, &[], &[800]));
+    assert!(d.run(0, 2));
+    let lens: Vec<_> = (0..4).map(|_| d.used(0).unwrap().1).collect();
+    assert_eq!(lens, [800, 800, 412, 72]);
+    let got = [d.bytes(at[0], 800), d.bytes(at[1], 800), d.bytes(at[2], 412)].concat();
+    assert_eq!(got[..12], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0]);
+    assert_eq!(got[12..], f);
+    assert_eq!(d.bytes(at[4], 72)[10..], [&[1, 0], &f[..60]].concat());
+}
+
+#[test]
+fn without_merged_buffers_a_frame_that_does_not_fit_is_dropped() {
+    let (mut d, mut peer) = started(false);
+    put(&mut peer, &frame(900, 1));
+    put(&mut peer, &frame(60, 2));
+    d.send(0, &[], &[200]);
+    let at = d.send(0, &[], &[200]);
+    assert!(d.run(0, 2));
+    assert_eq!(d.used(0), Some((0, 72)));
+    assert_eq!(d.used(0), None);
+    let _ = at;
+}
+
+#[test]
+fn a_peer_that_breaks_the_protocol_or_leaves_only_kills_the_link() {
+    let (mut d, mut peer) = started(true);
+    peer.write_all(&[0xff; 8]).unwrap();
+    d.send(0, &[], &[2000]);
+    assert!(d.run(0, 2));
+    drop(peer);
+    d.send(1, &[&[0; 12], &frame(60, 0)], &[]);
+    assert!(d.run(1, 2));
+    assert!(d.used(1).is_some() && !d.broken());
+}
+
+#[test]
+fn a_slow_peer_holds_the_queue_back_without_loss() {
+    let (mut d, mut peer) = started(true);
+    let mut sent = 0usize;
+    let big = frame(60_000, 7);
+    while sent < 100 {
+        d.send(1, &[&[0; 12], &big], &[]);
+        sent += 1;
+        d.run(1, 2);
+        if d.used(1).is_none() {
+            break;
+        }
+    }
+    assert!(sent < 100, "the socket took everything");
+    peer.set_nonblocking(true).unwrap();
+    let mut got = vec![0; 4096];
+    let mut total = 0;
+    for _ in 0..1000 {
+        total += peer.read(&mut got).unwrap_or(0);
+        d.worker.lock().unwrap().run_event(LINK, EventSet::OUT);
+    }
+    assert_eq!(total, sent * 60_004);
+    assert_eq!(d.used(1).map(|u| u.1), Some(0));
+}
+
+#[test]
+fn rate_limits_hold_both_ways() {
+    let (mut net, mut peer) = pair();
+    let ops =
+        Some(crate::virtio::ratelimit::TokenBucketConfig { size: 1, one_time_burst: None, refill_time: 10 });
+    let limit = RateLimiterConfig { bandwidth: None, ops };
+    net.update_limiters(Some(&limit), Some(&limit));
+    let mut d = Driver::new(net, ram());
+    d.start_plain();
+    for _ in 0..2 {
+        put(&mut peer, &frame(60, 1));
+        d.send(0, &[], &[100]);
+        d.send(1, &[&[0; 12], &frame(60, 1)], &[]);
+    }
+    d.run(0, 2);
+    d.run(1, 2);
+    for q in [0, 1] {
+        assert!(d.used(q).is_some() && d.used(q).is_none(), "queue {q}");
+    }
+    d.clock.0.store(10_000_000, SeqCst);
+    d.worker.lock().unwrap().run_event(RX_TIMER, EventSet::IN);
+    d.worker.lock().unwrap().run_event(TX_TIMER, EventSet::IN);
+    assert!(d.used(0).is_some() && d.used(1).is_some());
+}
+
+#[test]
+fn a_moved_guest_keeps_its_mac_and_announces_itself() {
+    let (mut d, _peer) = started(true);
+    d.send(0, &[], &[2000]);
+    d.run(0, 2);
+    let (mut other, mut there) = pair();
+    other.mac = Some([2; 6]);
+    let mut d = d.moved_to(other);
+    d.run(0, 2);
+    let rarp = get(&mut there);
+    assert_eq!((&rarp[6..12], &rarp[12..14], rarp.len()), (&GUEST[..], &[0x80, 0x35][..], 60));
+    put(&mut there, &frame(100, 3));
+    d.worker.lock().unwrap().run_event(LINK, EventSet::IN);
+    assert_eq!(d.used(0), Some((0, 112)));
+    assert_eq!(d.get(reg::CONFIG), u32::from_le_bytes([6, 0, 0xac, 0x10]));
+}
+
+struct Echo(Arc<Mutex<Vec<Vec<u8>>>>);
+impl Detour for Echo {
+    fn wants(&self, frame: &[u8]) -> bool {
+        frame[14] == 0xaa
+    }
+    fn take(&mut self, frame: &[u8], _now_ns: u64) {
+        self.0.lock().unwrap().push(frame.to_vec());
+    }
+    fn next(&mut self, frame: &mut Vec<u8>, _now_ns: u64) -> bool {
+        match self.0.lock().unwrap().pop() {
+            Some(f) => {
+                *frame = f;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[test]
+fn a_detour_takes_its_frames_and_answers() {
+    let (mut net, mut peer) = pair();
+    net.set_detour(Box::new(Echo(Arc::default())));
+    let mut d = Driver::new(net, ram());
+    d.start_plain();
+    let at = d.send(0, &[], &[200]);
+    d.send(1, &[&[0; 12], &frame(60, 0xaa)], &[]);
+    d.send(1, &[&[0; 12], &frame(60, 0xbb)], &[]);
+    d.run(1, 2);
+    assert_eq!(d.used(0), Some((0, 72)));
+    assert_eq!(d.bytes(at[0] + 12, 60), frame(60, 0xaa));
+    assert_eq!(get(&mut peer), frame(60, 0xbb));
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_named() {
+    let c = NetworkInterfaceConfig { passt_socket: Some("/nowhere/passt.sock".into()), ..config() };
+    let error = Net::new(&c).err().unwrap().to_string();
+    assert!(error.contains("eth0") && error.contains("/nowhere/passt.sock"), "{error}");
+    let c = NetworkInterfaceConfig { host_dev_name: Some("tap0".into()), ..c };
+    assert!(matches!(Net::new(&c), Err(NetError::Backend(_))));
+}
