@@ -13,7 +13,7 @@
 //! | FADD, FSUB(R), FMUL, FDIV(R), FSQRT | [`soft`]`::{add, sub, mul, div, sqrt}` on [`soft::F80`], [`soft::Env::from_cw`] |
 //! | FLD/FST m32/m64 | [`soft::convert()`]; FLD/FSTP m80 are plain copies |
 //! | FILD, FIST(P), FISTTP | [`soft::from_i64`], [`soft::to_i16`], [`soft::to_i32`], [`soft::to_i64`] |
-//! | FCOM*, FUCOM*, FTST, FCOMI, FUCOMI | [`soft::compare()`] (quiet for the U forms) |
+//! | FCOM*, FUCOM*, FTST, FCOMI, FUCOMI | [`soft::compare()`] (quiet for the U forms), then [`soft::Relation::x87_codes`] or [`soft::Relation::eflags`]; FXAM: [`soft::fxam`] |
 //! | FRNDINT, FPREM, FPREM1, FSCALE, FXTRACT, FBLD, FBSTP | [`soft::convert::frndint`], [`soft::rem`], [`soft::bcd`] |
 //! | FSIN, FCOS, FPTAN, FPATAN, F2XM1, FYL2X, FYL2XP1, FLDPI and so on | [`x87math`] |
 //! | integer SIMD: MMX, SSE2 to SSE4.2, AVX2 | [`simd`]`::{arith, shift, shuffle}` by mnemonic, [`simd::permute`] for what crosses halves, [`simd::mmx`] for 64-bit forms, [`simd::string`] for PCMPxSTRx |
@@ -24,7 +24,7 @@
 //! SSE functions update [`sse::Mxcsr`] and return `Err(`[`sse::Unmasked`]`)` when #XM is due.
 //! x87 functions accumulate into [`soft::Env::flags`], whose bits (IE to PE, C0 to C3) have the
 //! status word's places: after the operation the handler calls [`soft::Env::suppressed`]; if
-//! true it writes no result; it then clears C1 and ors the flags into the status word (and
+//! true it writes no result (compares set their condition codes all the same); it then clears C1 and ors the flags into the status word (and
 //! sets ES and B if [`soft::Env::trapped`]). Stores to memory also write nothing if an
 //! unmasked overflow, underflow or invalid occurred. The x87 stack and its faults are the
 //! handlers' own.

@@ -123,3 +123,44 @@ pub fn vblendps(a: V256, b: V256, imm: u8) -> V256 {
 pub fn vblendpd(a: V256, b: V256, imm: u8) -> V256 {
     V256::new(shuffle::blendpd(a.lo, b.lo, imm), shuffle::blendpd(a.hi, b.hi, imm >> 2))
 }
+
+/// VPTEST on 256 bits: (ZF, CF).
+#[inline]
+#[must_use]
+pub fn vptest(a: V256, b: V256) -> (bool, bool) {
+    both(a, b, super::arith::ptest)
+}
+
+/// VTESTPS on 256 bits: (ZF, CF).
+#[inline]
+#[must_use]
+pub fn vtestps(a: V256, b: V256) -> (bool, bool) {
+    both(a, b, super::arith::vtestps)
+}
+
+/// VTESTPD on 256 bits: (ZF, CF).
+#[inline]
+#[must_use]
+pub fn vtestpd(a: V256, b: V256) -> (bool, bool) {
+    both(a, b, super::arith::vtestpd)
+}
+
+#[inline(always)]
+fn both(a: V256, b: V256, f: impl Fn(V128, V128) -> (bool, bool)) -> (bool, bool) {
+    let ((z0, c0), (z1, c1)) = (f(a.lo, b.lo), f(a.hi, b.hi));
+    (z0 && z1, c0 && c1)
+}
+
+/// VPMOVMSKB on 256 bits.
+#[inline]
+#[must_use]
+pub fn vpmovmskb(a: V256) -> u32 {
+    super::arith::pmovmskb(a.lo) | super::arith::pmovmskb(a.hi) << 16
+}
+
+/// VPBLENDVB, VBLENDVPS, VBLENDVPD on 256 bits, by the 128-bit function.
+#[inline]
+#[must_use]
+pub fn blendv(a: V256, b: V256, mask: V256, f: impl Fn(V128, V128, V128) -> V128) -> V256 {
+    V256::new(f(a.lo, b.lo, mask.lo), f(a.hi, b.hi, mask.hi))
+}

@@ -1,6 +1,6 @@
 //! Comparison, and SSE's minimum and maximum.
 
-use super::format::{Format, Kind, Num};
+use super::format::{F80, Format, Kind, Num};
 use super::{Env, flag, operand};
 
 /// How two numbers stand to each other.
@@ -14,6 +14,40 @@ pub enum Relation {
     Greater,
     /// At least one is a NaN (or unsupported).
     Unordered,
+}
+
+impl Relation {
+    /// C3, C2 and C0 as FCOM, FUCOM and FTST set them (C1 is cleared). They are set even when
+    /// an unmasked invalid operation is reported.
+    #[inline]
+    #[must_use]
+    pub fn x87_codes(self) -> u32 {
+        match self {
+            Relation::Greater => 0,
+            Relation::Less => flag::C0,
+            Relation::Equal => flag::C3,
+            Relation::Unordered => flag::C0 | flag::C2 | flag::C3,
+        }
+    }
+}
+
+/// FXAM's C3, C2, C0 (class) and C1 (sign) for a register's content; `empty` by its tag.
+#[must_use]
+pub fn fxam(x: F80, empty: bool) -> u32 {
+    let n = x.unpack();
+    let class = if empty {
+        flag::C3 | flag::C0
+    } else {
+        match n.kind {
+            Kind::Unsupported => 0,
+            Kind::Qnan | Kind::Snan => flag::C0,
+            Kind::Normal => flag::C2,
+            Kind::Inf => flag::C2 | flag::C0,
+            Kind::Zero => flag::C3,
+            Kind::Denormal => flag::C3 | flag::C2,
+        }
+    };
+    class | if n.sign { flag::C1 } else { 0 }
 }
 
 /// Compares. With `quiet` (UCOMIS, FUCOM, the quiet predicates) only signalling NaNs are

@@ -17,7 +17,7 @@ pub mod format;
 pub mod rem;
 
 pub use arith::{add, div, fma, mul, sqrt, sub};
-pub use compare::{Relation, compare, max, min};
+pub use compare::{Relation, compare, fxam, max, min};
 pub use convert::{convert, from_i32, from_i64, round_to_int, to_i16, to_i32, to_i64};
 pub use format::{F16, F32, F64, F80, Format, Kind, Num};
 

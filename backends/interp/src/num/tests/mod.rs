@@ -11,6 +11,8 @@ mod native;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod sse_native;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod sse_traps;
 mod values;
 #[cfg(target_arch = "x86_64")]
 mod x87_native;

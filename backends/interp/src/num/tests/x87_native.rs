@@ -1,6 +1,6 @@
 //! x87 arithmetic against the processor.
 
-use super::super::soft::{self, Env, F32, F64, F80, Relation, bcd, convert, rem};
+use super::super::soft::{self, Env, F32, F64, F80, bcd, convert, rem};
 use super::values::{F32S, F64S, F80S, Rng};
 
 /// `fn name(st0, st1, cw) -> (st0, st1, sw)` with `st1` loaded first; memory operands of any
@@ -50,7 +50,7 @@ x87_op! {
     fadd "fadd st(0), st(1)"; fsub "fsub st(0), st(1)"; fmul "fmul st(0), st(1)"; fdiv "fdiv st(0), st(1)";
     fsqrt "fsqrt"; frndint "frndint"; fscale "fscale"; fprem "fprem"; fprem1 "fprem1";
     fcom "fcom st(1)"; fucom "fucom st(1)";
-    fxtract "fxtract\nfxch st(2)\nfstp st(0)";
+    fxam "fxam"; fxtract "fxtract\nfxch st(2)\nfstp st(0)";
 }
 
 /// The memory forms: run, then hand back the sixteen bytes.
@@ -145,7 +145,7 @@ fn run(name: &'static str, native: Native, mask: u16, ours: impl Fn(&mut Env, F8
         let codes = env.flags & 0x4500;
         if env.suppressed() {
             got = a;
-            if name.contains("com") {
+            if name.contains("com") || name == "fxam" {
                 env.flags |= codes;
             }
         }
@@ -233,17 +233,21 @@ fn prem_x87() {
 }
 
 #[test]
+fn examine_x87() {
+    run("fxam", fxam, 0x4700, |e, a, _| {
+        e.flags = soft::fxam(a, false);
+        a
+    })
+    .end();
+}
+
+#[test]
 fn compare_x87() {
     for (name, native, quiet) in [("fcom", fcom as Native, false), ("fucom", fucom as Native, true)] {
         run(name, native, 0x453f | 0x4000, |e, a, b| {
             let r = soft::compare(e, a, b, quiet);
             e.suppressed();
-            e.flags |= match r {
-                Relation::Less => 0x100,
-                Relation::Equal => 0x4000,
-                Relation::Greater => 0,
-                Relation::Unordered => 0x4500,
-            };
+            e.flags |= r.x87_codes();
             a
         })
         .end();

@@ -339,7 +339,12 @@ pub fn fptan(env: &mut Env, x: F80) -> (F80, F80) {
         Err(r) => return (r, r),
     };
     match reduce(n) {
-        Some(rq) if n.kind != Kind::Zero => (sin_of(rq).div(cos_of(rq)).to_f80(env, true), F80::ONE),
+        Some(rq) if n.kind != Kind::Zero => {
+            let t = sin_of(rq).div(cos_of(rq)).to_f80(env, true);
+            // The push clears it.
+            env.flags &= !flag::C1;
+            (t, F80::ONE)
+        }
         _ => (x, F80::ONE),
     }
 }
