@@ -1,0 +1,227 @@
+//! A backend that misbehaves as the environment variable `GODWIT_HOSTILE` tells it: it stands for a vCPU or device thread that a
+//! guest has taken over.
+//!
+//! - `run:CALL` makes a forbidden system call from `vcpu_run`, `msi:CALL` from `vm_signal_msi`;
+//! - `panic:ENTRY` panics in that entry point;
+//! - `greedy-call`, `greedy-ioctl` declare more than the ceiling allows;
+//! - nothing: an idle CPU that waits for its kick.
+
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use godwit_sdk::state::{ClockV1, CpuState, Model};
+use godwit_sdk::{
+    Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, Vcpu, Vm, VmConfig, abi,
+};
+
+fn told(prefix: &str) -> Option<&'static str> {
+    static TOLD: OnceLock<String> = OnceLock::new();
+    TOLD.get_or_init(|| std::env::var("GODWIT_HOSTILE").unwrap_or_default()).strip_prefix(prefix)
+}
+
+fn panic_if(entry: &str) {
+    assert!(told("panic:") != Some(entry), "told to panic in {entry}");
+}
+
+/// Makes the forbidden call. Comes back only if it was allowed, which is what the test must not see.
+fn misbehave(call: &str) {
+    let null = ptr::null::<libc::c_char>();
+    // SAFETY: each call is harmless if allowed; all memory it is given is constant.
+    unsafe {
+        match call {
+            "execve" => drop(libc::execve(c"/bin/true".as_ptr(), [null].as_ptr(), [null].as_ptr())),
+            "open" => drop(libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/etc/passwd".as_ptr(), libc::O_RDWR, 0)),
+            "socket" => drop(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)),
+            "ptrace" => drop(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0)),
+            "mprotect" => drop(libc::mprotect(ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_EXEC)),
+            "mmap" => {
+                let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+                libc::mmap(ptr::null_mut(), 4096, prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+            }
+            "kill" => drop(libc::kill(libc::getppid(), 0)),
+            "tgkill" => drop(libc::syscall(libc::SYS_tgkill, libc::getppid(), libc::getppid(), 0)),
+            // KVM_CREATE_VM: never granted to a plugin's threads. TIOCSTI: types into the terminal.
+            "ioctl" => drop(libc::ioctl(0, 0xae01)),
+            "ioctl-tty" => drop(libc::ioctl(0, libc::TIOCSTI, c"x".as_ptr())),
+            other => panic!("no such misbehaviour: {other}"),
+        }
+    }
+}
+
+struct Hostile;
+
+impl Backend for Hostile {
+    type Vm = HostileVm;
+
+    const DESCRIPTOR: Descriptor = Descriptor {
+        name: "hostile",
+        summary: "misbehaves as it is told",
+        version: env!("CARGO_PKG_VERSION"),
+        models: &[Model::X86_64],
+        system_calls: &["futex", "nanosleep", "clock_nanosleep", "ioctl"],
+        // KVM_RUN.
+        ioctls: &[0xae80],
+        device_nodes: &[],
+        rank: 0,
+    };
+
+    fn probe() -> Result<Probe> {
+        panic_if("probe");
+        Ok(Probe { max_vcpus: 32, models: vec![Model::X86_64], tsc_khz: 1_000_000, tsc_scaling: true })
+    }
+
+    fn create_vm(_: &VmConfig, _: Host) -> Result<HostileVm> {
+        panic_if("create");
+        Ok(HostileVm)
+    }
+}
+
+/// Asks for more than any plugin may have; otherwise the same.
+struct Greedy<const IOCTL: bool>;
+
+impl<const IOCTL: bool> Backend for Greedy<IOCTL> {
+    type Vm = HostileVm;
+
+    const DESCRIPTOR: Descriptor = Descriptor {
+        system_calls: if IOCTL { &["ioctl"] } else { &["futex", "execve"] },
+        ioctls: if IOCTL { &[0x5412] } else { &[] },
+        ..Hostile::DESCRIPTOR
+    };
+
+    fn probe() -> Result<Probe> {
+        Hostile::probe()
+    }
+
+    fn create_vm(config: &VmConfig, host: Host) -> Result<HostileVm> {
+        Hostile::create_vm(config, host)
+    }
+}
+
+/// The entry symbol of the backend contract.
+// SAFETY: the symbol's name is the contract's own and nothing else here exports it.
+#[unsafe(no_mangle)]
+pub extern "C" fn godwit_backend_entry() -> *const abi::BackendTable {
+    match told("") {
+        Some("greedy-call") => godwit_sdk::entry::<Greedy<false>>(),
+        Some("greedy-ioctl") => godwit_sdk::entry::<Greedy<true>>(),
+        _ => godwit_sdk::entry::<Hostile>(),
+    }
+}
+
+struct HostileVm;
+
+impl Vm for HostileVm {
+    type Vcpu = HostileVcpu;
+
+    fn map_memory(&self, _: MemorySlot) -> Result<()> {
+        panic_if("map_memory");
+        Ok(())
+    }
+
+    fn unmap_memory(&self, _: u32) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_dirty_log(&self, _: u32, _: bool) -> Result<()> {
+        panic_if("set_dirty_log");
+        Ok(())
+    }
+
+    fn take_dirty_log(&self, _: u32, _: &mut [u64]) -> Result<()> {
+        panic_if("take_dirty_log");
+        Ok(())
+    }
+
+    fn memory_written(&self, _: u64, _: u64) {
+        panic_if("memory_written");
+    }
+
+    fn signal_msi(&self, _: u64, _: u32) -> Result<()> {
+        panic_if("signal_msi");
+        if let Some(call) = told("msi:") {
+            misbehave(call);
+        }
+        Ok(())
+    }
+
+    fn set_routes(&self, _: &[MsiRoute]) -> Result<()> {
+        panic_if("set_routes");
+        Ok(())
+    }
+
+    fn set_extint(&self, _: bool) {
+        panic_if("set_extint");
+    }
+
+    fn inject_nmi(&self, _: u32) -> Result<()> {
+        panic_if("inject_nmi");
+        Ok(())
+    }
+
+    fn stop_clock(&self) -> Result<()> {
+        panic_if("stop_clock");
+        Ok(())
+    }
+
+    fn start_clock(&self, _: u64) -> Result<()> {
+        panic_if("start_clock");
+        Ok(())
+    }
+
+    fn save_clock(&self) -> Result<ClockV1> {
+        panic_if("save_clock");
+        Err(Error::Unsupported("this backend saves nothing".into()))
+    }
+
+    fn load_clock(&self, _: &ClockV1) -> Result<()> {
+        panic_if("load_clock");
+        Ok(())
+    }
+
+    fn create_vcpu(&self, _: u32) -> Result<HostileVcpu> {
+        panic_if("create_vcpu");
+        Ok(HostileVcpu { kick: Arc::default() })
+    }
+}
+
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Kick for Flag {
+    fn kick(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+struct HostileVcpu {
+    kick: Arc<Flag>,
+}
+
+impl Vcpu for HostileVcpu {
+    fn run(&mut self) -> Result<Exit> {
+        panic_if("run");
+        if let Some(call) = told("run:") {
+            misbehave(call);
+        }
+        while !self.kick.0.swap(false, Ordering::Acquire) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        Ok(Exit::Kicked)
+    }
+
+    fn kicker(&self) -> Arc<dyn Kick> {
+        panic_if("kicker");
+        self.kick.clone()
+    }
+
+    fn save(&mut self) -> Result<CpuState> {
+        panic_if("save");
+        Err(Error::Unsupported("this backend saves nothing".into()))
+    }
+
+    fn load(&mut self, _: &CpuState) -> Result<()> {
+        panic_if("load");
+        Ok(())
+    }
+}
