@@ -12,7 +12,8 @@ use std::sync::{Arc, OnceLock};
 
 use godwit_sdk::state::{ClockV1, CpuState, Model};
 use godwit_sdk::{
-    Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, Vcpu, Vm, VmConfig, abi,
+    Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, Vcpu, Vm, VmConfig,
+    abi,
 };
 
 fn told(prefix: &str) -> Option<&'static str> {
@@ -31,7 +32,13 @@ fn misbehave(call: &str) {
     unsafe {
         match call {
             "execve" => drop(libc::execve(c"/bin/true".as_ptr(), [null].as_ptr(), [null].as_ptr())),
-            "open" => drop(libc::syscall(libc::SYS_openat, libc::AT_FDCWD, c"/etc/passwd".as_ptr(), libc::O_RDWR, 0)),
+            "open" => drop(libc::syscall(
+                libc::SYS_openat,
+                libc::AT_FDCWD,
+                c"/etc/passwd".as_ptr(),
+                libc::O_RDWR,
+                0,
+            )),
             "socket" => drop(libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0)),
             "ptrace" => drop(libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0)),
             "mprotect" => drop(libc::mprotect(ptr::null_mut(), 4096, libc::PROT_READ | libc::PROT_EXEC)),
@@ -39,8 +46,8 @@ fn misbehave(call: &str) {
                 let prot = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
                 libc::mmap(ptr::null_mut(), 4096, prot, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
             }
-            "kill" => drop(libc::kill(libc::getppid(), 0)),
-            "tgkill" => drop(libc::syscall(libc::SYS_tgkill, libc::getppid(), libc::getppid(), 0)),
+            "kill" => drop(libc::kill(1, 0)),
+            "tgkill" => drop(libc::syscall(libc::SYS_tgkill, 1, 1, 0)),
             // KVM_CREATE_VM: never granted to a plugin's threads. TIOCSTI: types into the terminal.
             "ioctl" => drop(libc::ioctl(0, 0xae01)),
             "ioctl-tty" => drop(libc::ioctl(0, libc::TIOCSTI, c"x".as_ptr())),

@@ -22,6 +22,19 @@ thread_local! {
     static LABEL: Cell<(Option<Kind>, [u8; LABEL_LEN])> = const { Cell::new((None, [0; LABEL_LEN])) };
 }
 
+thread_local! {
+    /// Set once this thread has a filter.
+    static CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
+pub(super) fn set_confined() {
+    CONFINED.set(true);
+}
+
+pub(super) fn confined() -> bool {
+    CONFINED.get()
+}
+
 /// The head of `siginfo_t` for SIGSYS on 64-bit Linux.
 #[repr(C)]
 struct SigsysInfo {

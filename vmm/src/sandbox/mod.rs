@@ -1,6 +1,6 @@
 //! seccomp: what each kind of thread may ask of the host's kernel.
 //!
-//! `main` installs the handler and makes a [`Policy`] once the backend is loaded; each thread calls
+//! `main` calls [`prepare`] and makes a [`Policy`] once the backend is loaded; each thread calls
 //! [`Policy::install`] as its first act, the control thread when the machine is built and all its threads run. No guest
 //! instruction runs before its vCPU's thread has its filter.
 //!
@@ -153,8 +153,29 @@ impl Policy {
                 &raw const fprog,
             )
         };
-        if result != 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
+        if result != 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        handler::set_confined();
+        Ok(())
     }
+}
+
+/// For `main`, before there is another thread and before a plugin is loaded: makes forbidden calls name themselves (see
+/// [`handler::install`] for `log`), and keeps panics from reading symbol files, for which the filter would end the
+/// process: the plugins' copies of std heed only the environment.
+pub fn prepare(log: Option<i32>) -> io::Result<()> {
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: no other thread is there to read the environment.
+        unsafe { std::env::remove_var(name) };
+    }
+    handler::install(log)
+}
+
+/// Whether the calling thread has a filter. What a filter would end the process for is then better refused.
+#[must_use]
+pub fn confined() -> bool {
+    handler::confined()
 }
 
 fn rules(kind: Kind, needs: &BackendNeeds) -> Vec<Rule> {
@@ -162,9 +183,13 @@ fn rules(kind: Kind, needs: &BackendNeeds) -> Vec<Rule> {
         Some(Rule { number: names::number(r.call)?, checks: r.checks.to_vec(), answer: r.answer })
     });
     let backend = if kind.runs_backend() { needs.rules() } else { &[] };
+    let own_process = bpf::Check::Eq { index: 0, value: std::process::id() };
     // The backend's first: KVM_RUN is the most frequent of all.
     let mut all: Vec<Rule> = Vec::new();
-    for rule in backend.iter().cloned().chain(own) {
+    for mut rule in backend.iter().cloned().chain(own) {
+        if rule.number == libc::SYS_tgkill {
+            rule.checks.push(own_process);
+        }
         if !all.contains(&rule) {
             all.push(rule);
         }
@@ -190,6 +215,9 @@ pub fn describe() -> String {
                 bpf::Check::Masked { index, mask, value } => format!("arg{index} & {mask:#x} = {value:#x}"),
             })
             .collect();
+        if row.call == "tgkill" {
+            conditions.push("arg0 = this process".to_owned());
+        }
         if let Answer::Errno(n) = row.answer {
             conditions.push(format!("fails with error {n}"));
         }

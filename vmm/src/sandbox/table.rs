@@ -149,12 +149,7 @@ pub const TABLE: &[Row] = &[
     row("sched_yield", ALL, &[], "std: channels"),
     row("clock_nanosleep", ALL, &[], "std: sleep, and waits with a limit"),
     row("nanosleep", &[C, M], &[], "std: sleep"),
-    row(
-        "tgkill",
-        &[C, D, V],
-        &[],
-        "kick of a vCPU; checked to be of this process by the kernel's tgid argument",
-    ),
+    row("tgkill", &[C, D, V], &[], "kick of a vCPU; `rules` adds that it is one of this process"),
     row("gettid", ALL, &[], "std: thread ids; abort"),
     row("getpid", ALL, &[], "kick of a vCPU; abort"),
     row("rt_sigprocmask", ALL, &[], "thread start and end; abort"),
