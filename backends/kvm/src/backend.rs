@@ -32,6 +32,7 @@ pub(crate) struct HostKvm {
     pub(crate) enforce_pv: bool,
     pub(crate) manual_dirty: bool,
     pub(crate) run_size: usize,
+    pub(crate) max_vcpus: u32,
 }
 
 /// A VM that was made for the probe, with the process that made it: KVM serves no other.
@@ -82,6 +83,7 @@ fn open() -> Result<HostKvm> {
         exception_payload: raw(kvm_bindings::KVM_CAP_EXCEPTION_PAYLOAD),
         enforce_pv: raw(kvm_bindings::KVM_CAP_ENFORCE_PV_FEATURE_CPUID),
         manual_dirty: raw(kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+        max_vcpus: kvm.get_max_vcpus().min(MAX_VCPUS) as u32,
         run_size: kvm.get_vcpu_mmap_size().map_err(failed("KVM_GET_VCPU_MMAP_SIZE"))?,
         kvm,
     })
@@ -199,8 +201,9 @@ impl Backend for KvmBackend {
         summary: "Linux KVM with split irqchip",
         version: env!("CARGO_PKG_VERSION"),
         models: &[Model::X86_64, Model::V2, Model::V3, Model::Host],
-        // ioctl: all of it. gettid, tgkill, getpid, rt_sig*: kicks. clock_gettime: where the vDSO has none. munmap, close: the
-        // end of a vCPU or VM. mmap, brk: the allocator.
+        // ioctl: all of it. gettid, tgkill, getpid, rt_sig*: kicks. clock_gettime: where the vDSO has none. clock_nanosleep: a
+        // TSC that must not go back (time.rs). munmap, close, fcntl (std's check of what it closes, in debug builds): the end of a
+        // vCPU or VM. mmap, mprotect, madvise, brk: the allocator.
         system_calls: &[
             "ioctl",
             "gettid",
@@ -210,11 +213,15 @@ impl Backend for KvmBackend {
             "rt_sigtimedwait",
             "rt_sigreturn",
             "clock_gettime",
+            "clock_nanosleep",
             "futex",
             "mmap",
+            "mprotect",
+            "madvise",
             "munmap",
             "brk",
             "close",
+            "fcntl",
         ],
         ioctls: &[
             sys::RUN,
@@ -269,7 +276,7 @@ impl Backend for KvmBackend {
             .filter(|m| model_features(*m, host.features).is_ok())
             .collect();
         Ok(Probe {
-            max_vcpus: host.kvm.get_max_vcpus().min(MAX_VCPUS) as u32,
+            max_vcpus: host.max_vcpus,
             models,
             tsc_khz,
             tsc_scaling: host.tsc_scaling,
@@ -278,8 +285,8 @@ impl Backend for KvmBackend {
 
     fn create_vm(config: &VmConfig, host: Host) -> Result<KvmVm> {
         let kvm = host_kvm()?;
-        let most = kvm.kvm.get_max_vcpus().min(MAX_VCPUS);
-        if config.vcpus as usize > most {
+        let most = kvm.max_vcpus;
+        if config.vcpus > most {
             return Err(Error::Unsupported(format!("{} vCPUs: KVM has at most {most} here", config.vcpus)));
         }
         let signal = config.kick_signal.ok_or_else(|| {

@@ -202,6 +202,17 @@ pub(crate) fn tgkill(tid: i32, signal: i32) {
     }
 }
 
+/// Lets `signal` reach the calling thread, whatever mask it was started with.
+pub(crate) fn unblock(signal: i32) -> io::Result<()> {
+    let set = 1u64 << (signal - 1);
+    // SAFETY: the set lives for the call and has the size that is said; the old mask is not asked for.
+    check(unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_UNBLOCK, &set, std::ptr::null_mut::<u64>(), 8)
+            as libc::c_int
+    })
+    .map(drop)
+}
+
 /// A signal blocked in the calling thread until dropped; one that came meanwhile is swallowed.
 pub(crate) struct Blocked {
     signal: i32,

@@ -29,7 +29,7 @@ use godwit_sdk::{Error, Host, LogLevel, Result};
 use kvm_bindings::kvm_clock_data;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What of a vCPU's state is time, as of the instant the clock was stopped.
 #[derive(Debug, Clone, Copy, Default)]
@@ -139,6 +139,21 @@ impl Time {
 
     fn ticks(&self, ns: u64) -> u64 {
         (u128::from(ns) * u128::from(self.real_khz()) / 1_000_000) as u64
+    }
+
+    /// A guest that comes back to the host whose TSC it has had may be a little ahead of it, by how its time was kept elsewhere:
+    /// better a moment's wait than a TSC that goes back.
+    fn wait_for(&self, target_tsc: u64) {
+        const LONGEST: Duration = Duration::from_millis(10);
+        let ahead = target_tsc.wrapping_sub(sys::rdtsc());
+        if ahead > i64::MAX as u64 {
+            return;
+        }
+        let wait =
+            Duration::from_nanos((u128::from(ahead) * 1_000_000 / u128::from(self.real_khz())) as u64);
+        if wait <= LONGEST {
+            std::thread::sleep(wait);
+        }
     }
 
     /// A vCPU has been made.
@@ -337,6 +352,9 @@ impl Inner {
             .ok_or_else(|| Error::Invalid("the clock is running already: stop it first".into()))?;
         let target_ns = clock.kvmclock_ns.saturating_add(advance_ns);
         let target_tsc = clock.tsc.wrapping_add(time.ticks(advance_ns));
+        if time.fixed {
+            time.wait_for(target_tsc);
+        }
         let then = Instant::now();
         let behind = target_tsc.wrapping_sub(time.scale(sys::rdtsc()));
         let (base, jump) = if time.fixed { (0, behind.wrapping_neg()) } else { (behind, 0) };

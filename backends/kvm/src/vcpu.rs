@@ -275,6 +275,8 @@ impl Vcpu for KvmVcpu {
     fn run(&mut self) -> Result<Exit> {
         self.ensure_reset()?;
         let shared = self.shared.clone();
+        // A kick that is blocked would leave the vCPU in the guest.
+        sys::unblock(shared.signal).map_err(failed("rt_sigprocmask"))?;
         shared.enter();
         let result = self.run_loop();
         shared.leave();
