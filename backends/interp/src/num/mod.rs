@@ -10,7 +10,7 @@
 //! | ADDPS/PD ... ROUNDPD, HADD, HSUB, ADDSUB, DPPS, DPPD, packed FMA | [`sse::packed`], by mnemonic; `v` prefix for 256 bits (128-bit VEX forms use the plain ones) |
 //! | CVT* , VCVTPH2PS, VCVTPS2PH | [`sse::convert`] |
 //! | RCPSS/PS, RSQRTSS/PS | [`sse::approx`] |
-//! | FADD, FSUB(R), FMUL, FDIV(R), FSQRT | [`soft`]`::{add, sub, mul, div, sqrt}` on [`soft::F80`], [`soft::Env::from_cw`] |
+//! | FADD, FSUB(R), FMUL, FDIV(R), FSQRT | [`soft`]`::{add, sub, mul, div, sqrt}` on [`soft::F80`], [`soft::Env::from_cw`]; an m32 or m64 operand by [`soft::widen`], an integer one by [`soft::from_i32`] |
 //! | FLD/FST m32/m64 | [`soft::convert()`]; FLD/FSTP m80 are plain copies |
 //! | FILD, FIST(P), FISTTP | [`soft::from_i64`], [`soft::to_i16`], [`soft::to_i32`], [`soft::to_i64`] |
 //! | FCOM*, FUCOM*, FTST, FCOMI, FUCOMI | [`soft::compare()`] (quiet for the U forms), then [`soft::Relation::x87_codes`] or [`soft::Relation::eflags`]; FXAM: [`soft::fxam`] |

@@ -20,6 +20,18 @@ pub fn convert<S: Format, D: Format>(env: &mut Env, x: S) -> D {
     }
 }
 
+/// The m32 or m64 operand of an x87 arithmetic instruction or comparison (FADD m32 and so
+/// on, not FLD), exactly. A signalling NaN stays one, and a denormal is remembered in `env`, so
+/// that the operation done next with the same `env` reports both as its own operand's.
+pub fn widen<S: Format>(env: &mut Env, x: S) -> F80 {
+    let mut n = x.unpack();
+    env.narrow_denormal = n.kind == Kind::Denormal;
+    if env.narrow_denormal {
+        n.kind = Kind::Normal;
+    }
+    F80::pack(n)
+}
+
 /// VCVTPH2PS: denormals are numbers whatever DAZ says, and raise nothing.
 pub fn f16_to<D: Format>(env: &mut Env, x: F16) -> D {
     let n = x.unpack();

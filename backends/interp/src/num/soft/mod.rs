@@ -18,7 +18,7 @@ pub mod rem;
 
 pub use arith::{add, div, fma, mul, sqrt, sub};
 pub use compare::{Relation, compare, fxam, max, min};
-pub use convert::{convert, from_i32, from_i64, round_to_int, to_i16, to_i32, to_i64};
+pub use convert::{convert, from_i32, from_i64, round_to_int, to_i16, to_i32, to_i64, widen};
 pub use format::{F16, F32, F64, F80, Format, Kind, Num};
 
 /// Exception flag bits, as in MXCSR bits 0..6 and in the x87 status word.
@@ -91,6 +91,8 @@ pub struct Env {
     pub flags: u32,
     /// Significand bits of x87 arithmetic results (precision control): 24, 53 or 64.
     pub prec: u32,
+    /// The memory operand was a denormal of its own format; see [`convert::widen`].
+    pub(crate) narrow_denormal: bool,
 }
 
 impl Env {
@@ -105,6 +107,7 @@ impl Env {
             masks: (mxcsr >> 7) & flag::ALL,
             flags: 0,
             prec: 64,
+            narrow_denormal: false,
         }
     }
 
@@ -124,6 +127,7 @@ impl Env {
                 2 => 53,
                 _ => 64,
             },
+            narrow_denormal: false,
         }
     }
 
@@ -168,7 +172,7 @@ impl Env {
     /// Raises the denormal flag if the operand is one.
     #[inline]
     pub(crate) fn denormal(&mut self, n: Num) {
-        if n.kind == Kind::Denormal {
+        if n.kind == Kind::Denormal || self.narrow_denormal {
             self.raise(flag::DE);
         }
     }
