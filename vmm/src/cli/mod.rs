@@ -1,3 +1,5 @@
 //! The program's subcommands.
 
+pub mod client;
 pub mod inspect;
+pub mod migrate;

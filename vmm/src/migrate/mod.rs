@@ -17,11 +17,13 @@ mod link;
 pub mod machine;
 mod offer;
 mod progress;
+mod request;
 mod sender;
 mod source;
 mod switch;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod transport;
 mod wire;
 
@@ -31,7 +33,9 @@ pub use link::Link;
 pub use machine::{Builder, Fault, Source, Target};
 pub use offer::{Capabilities, MAX_DESCRIPTION, Offer, OfferedDevice, OfferedSection, preflight};
 pub use progress::{Phase, Progress, Report, Snapshot};
+pub use request::{MigrationRequest, SendRequest, require_protection};
 pub use source::{Outcome, send, unconfirmed_advice};
 pub use switch::{OnTimeout, Options};
+pub use tls::Tls;
 pub use transport::{Address, Listener, Stream, connect};
 pub use wire::{MAX_VERSION, MIN_VERSION};

@@ -1,9 +1,11 @@
 //! When to stop copying and switch over, and how much to slow down a guest that writes too fast. Arithmetic only.
 
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// What to do when the guest will not come within the downtime target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnTimeout {
     /// Give up; the guest runs on at the source.
     #[default]

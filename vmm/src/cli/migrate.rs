@@ -1,0 +1,268 @@
+//! `godwit migrate`: has a running godwit send its guest away, and watches.
+
+use super::client;
+use crate::migrate::{MigrationRequest, OnTimeout, Phase, SendRequest, Snapshot};
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How often progress is asked for.
+const POLL: Duration = Duration::from_millis(50);
+/// Answers that may be missing before the sender counts as gone.
+const MISSING: u32 = 3;
+
+/// Exit codes of `godwit migrate`.
+pub mod exit {
+    /// The guest runs at the destination.
+    pub const MOVED: u8 = 0;
+    /// The sender could not be asked, or refused the request.
+    pub const NOT_ASKED: u8 = 1;
+    /// It did not move; it runs on where it was.
+    pub const STAYED: u8 = 3;
+    /// Given away, and no word that it runs: paused here, an operator must look.
+    pub const UNCONFIRMED: u8 = 4;
+}
+
+/// Moves the guest of a running godwit, live, to a waiting `godwit receive`.
+///
+/// Exit code 0: it runs there. 1: the request was refused. 3: it did not move and runs on here. 4: it was given away
+/// and the answer was lost.
+#[derive(Debug, clap::Args)]
+pub struct Migrate {
+    /// API socket of the godwit whose guest is to move.
+    #[arg(long, value_name = "PATH")]
+    api_sock: PathBuf,
+    /// Where to: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT.
+    target: String,
+    /// How long the guest may stand still, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = SendRequest::default().downtime_ms)]
+    downtime_ms: u64,
+    /// Most MiB a second while the guest runs.
+    #[arg(long, value_name = "MIB")]
+    bandwidth_mib_s: Option<u64>,
+    /// Most seconds before --on-timeout; 0: no limit.
+    #[arg(long, value_name = "S", default_value_t = SendRequest::default().timeout_s)]
+    timeout_s: u64,
+    /// Then give up ("cancel") or pause the guest and finish ("force").
+    #[arg(long, value_name = "WHAT", default_value = "cancel", value_parser = on_timeout)]
+    on_timeout: OnTimeout,
+    /// Don't slow the guest down when it writes faster than the link carries.
+    #[arg(long)]
+    no_auto_converge: bool,
+    /// Compress pages (LZ4).
+    #[arg(long)]
+    compress: bool,
+    /// Accept another TSC frequency at the destination.
+    #[arg(long)]
+    allow_tsc_mismatch: bool,
+    /// Send over TCP to another machine without TLS: everybody on the way can read and change the guest.
+    #[arg(long)]
+    insecure: bool,
+    /// Directory with ca-cert.pem, client-cert.pem and client-key.pem, as the sending godwit sees it.
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Option<PathBuf>,
+    /// Print the final report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn on_timeout(text: &str) -> Result<OnTimeout, String> {
+    match text {
+        "cancel" => Ok(OnTimeout::Cancel),
+        "force" => Ok(OnTimeout::Force),
+        _ => Err("say cancel or force".into()),
+    }
+}
+
+/// Bytes with a unit.
+fn bytes(n: f64) -> String {
+    let (mut n, mut unit) = (n, "B");
+    for next in ["KiB", "MiB", "GiB"] {
+        if n < 1024.0 {
+            break;
+        }
+        (n, unit) = (n / 1024.0, next);
+    }
+    if unit == "B" { format!("{n:.0} {unit}") } else { format!("{n:.1} {unit}") }
+}
+
+/// The live bar.
+fn bar(s: &Snapshot) -> String {
+    const WIDTH: u64 = 20;
+    let filled = (s.round_pages_done * WIDTH).checked_div(s.round_pages).unwrap_or(0).min(WIDTH);
+    let mut line = format!(
+        "{:9} round {:2} [{}{}] {}",
+        format!("{:?}", s.phase).to_lowercase(),
+        s.round,
+        "#".repeat(filled as usize),
+        ".".repeat((WIDTH - filled) as usize),
+        bytes(s.bytes as f64),
+    );
+    if s.bytes_per_s > 0.0 {
+        let _ = write!(line, "  {}/s", bytes(s.bytes_per_s));
+    }
+    if s.dirty_pages_per_s > 0.0 {
+        let _ = write!(line, "  dirty {:.0} pages/s", s.dirty_pages_per_s);
+    }
+    if s.expected_downtime_ms > 0.0 {
+        let _ = write!(line, "  downtime {:.1} ms", s.expected_downtime_ms);
+    }
+    if s.throttle_percent > 0 {
+        let _ = write!(line, "  throttle {} %", s.throttle_percent);
+    }
+    line
+}
+
+/// The final report, for people.
+pub fn report_text(s: &Snapshot) -> String {
+    let mut out = match s.phase {
+        Phase::Done => format!("moved to {}\n", s.peer),
+        Phase::Unconfirmed => format!(
+            "GIVEN TO {} AND NOT CONFIRMED: {}\nThe guest stands still here. Look there: if it runs, end this one.\n",
+            s.peer,
+            s.error.as_deref().unwrap_or_default()
+        ),
+        _ => format!(
+            "not moved to {}: {}\nThe guest runs on here.\n",
+            s.peer,
+            s.error.as_deref().unwrap_or("no reason was given")
+        ),
+    };
+    if let Some(r) = s.report.as_ref().filter(|_| s.phase == Phase::Done) {
+        let _ = writeln!(out, "  total time  {:.1} ms", r.total_ms);
+        let _ = writeln!(out, "  downtime    {:.2} ms (pause to the word that it runs)", r.downtime_ms);
+        let _ = writeln!(out, "  rounds      {}, the last with {} pages", r.rounds, r.last_pages);
+        let _ = writeln!(out, "  pages       {} sent, {} zero", r.pages, r.zero_pages);
+        let _ = writeln!(
+            out,
+            "  sent        {} for {} of memory",
+            bytes(r.bytes as f64),
+            bytes(r.memory_bytes as f64)
+        );
+        let _ = writeln!(out, "  state       {} bytes", r.blob_bytes);
+        if r.throttle_percent > 0 {
+            let _ = writeln!(out, "  throttle    up to {} %", r.throttle_percent);
+        }
+    }
+    out
+}
+
+impl Migrate {
+    fn request(&self) -> SendRequest {
+        SendRequest {
+            target: self.target.clone(),
+            downtime_ms: self.downtime_ms,
+            bandwidth_bytes_per_s: self.bandwidth_mib_s.map(|m| m.saturating_mul(1 << 20)),
+            timeout_s: self.timeout_s,
+            on_timeout: self.on_timeout,
+            auto_converge: !self.no_auto_converge,
+            compress: self.compress,
+            allow_tsc_mismatch: self.allow_tsc_mismatch,
+            insecure: self.insecure,
+            tls_dir: self.tls_dir.clone(),
+            ..SendRequest::default()
+        }
+    }
+
+    /// Asks, watches, reports. Gives an exit code of [`exit`].
+    pub fn run(&self) -> u8 {
+        let fail = |why: &str| {
+            eprintln!("godwit: {why}");
+            exit::NOT_ASKED
+        };
+        let request = self.request();
+        if let Err(e) = request.check() {
+            return fail(&e.to_string());
+        }
+        let body = serde_json::to_string(&MigrationRequest::Send(Box::new(request))).unwrap_or_default();
+        match client::request(&self.api_sock, "PUT", "/migration", &body) {
+            Ok(answer) if answer.is_success() => {}
+            Ok(answer) => return fail(&answer.fault()),
+            Err(why) => return fail(&why),
+        }
+        let (last, watched) = self.watch();
+        if let Err(why) = watched {
+            eprintln!("godwit: {why}");
+        }
+        last.map_or(exit::NOT_ASKED, |last| self.report(&last))
+    }
+
+    fn watch(&self) -> (Option<Snapshot>, Result<(), String>) {
+        let terminal = std::io::stderr().is_terminal() && !self.json;
+        let (mut last, mut missing) = (None, 0);
+        loop {
+            let answer = client::request(&self.api_sock, "GET", "/migration", "");
+            let snapshot = answer.and_then(|a| {
+                serde_json::from_str::<Snapshot>(&a.body)
+                    .map_err(|e| format!("an answer that is no progress: {e}"))
+            });
+            match snapshot {
+                Ok(s) => {
+                    missing = 0;
+                    if terminal {
+                        eprint!("\r\x1b[K{}", bar(&s));
+                        let _ = std::io::stderr().flush();
+                    }
+                    if s.is_over() {
+                        if terminal {
+                            eprintln!();
+                        }
+                        return (Some(s), Ok(()));
+                    }
+                    last = Some(s);
+                }
+                Err(why) => {
+                    missing += 1;
+                    if missing >= MISSING {
+                        return (last, Err(format!("the sender is gone: {why}")));
+                    }
+                }
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn report(&self, s: &Snapshot) -> u8 {
+        if self.json {
+            println!("{}", serde_json::to_string(s).unwrap_or_default());
+        } else {
+            print!("{}", report_text(s));
+        }
+        match s.phase {
+            Phase::Done => exit::MOVED,
+            Phase::Unconfirmed | Phase::Committed => exit::UNCONFIRMED,
+            Phase::Failed => exit::STAYED,
+            _ => exit::NOT_ASKED,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::Report;
+
+    #[test]
+    fn reports_say_where_the_guest_is() {
+        let report = Report { total_ms: 12.5, bytes: 3 << 20, blob_bytes: 1400, ..Report::default() };
+        let mut s = Snapshot {
+            phase: Phase::Done,
+            peer: "unix:/x".into(),
+            report: Some(report),
+            ..Snapshot::default()
+        };
+        let text = report_text(&s);
+        assert!(
+            text.contains("moved to unix:/x") && text.contains("3.0 MiB") && text.contains("1400 bytes"),
+            "{text}"
+        );
+        (s.phase, s.error) = (Phase::Failed, Some("no room".into()));
+        assert!(report_text(&s).contains("no room") && report_text(&s).contains("runs on here"));
+        s.phase = Phase::Unconfirmed;
+        assert!(report_text(&s).contains("stands still"));
+        assert!(
+            bar(&Snapshot { round_pages: 10, round_pages_done: 5, ..s }).contains("[##########..........]")
+        );
+    }
+}

@@ -1,0 +1,145 @@
+//! What an operator asks for: the body of `PUT /migration`, and the flags of `godwit migrate`.
+
+use super::error::MigrateError;
+use super::switch::{OnTimeout, Options};
+use super::transport::Address;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Body of `PUT /migration`: send this guest away, or stop doing so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum MigrationRequest {
+    /// Send the guest.
+    Send(Box<SendRequest>),
+    /// Stop sending; the guest runs on. Without effect after the commit.
+    Cancel,
+    /// The answer to a commit was lost, and an operator knows that the guest does not run at the destination.
+    Resume,
+}
+
+/// Where to and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SendRequest {
+    /// `tcp:HOST:PORT`, `unix:PATH` or `vsock:CID:PORT`.
+    pub target: String,
+    /// How long the guest may stand still, in milliseconds.
+    pub downtime_ms: u64,
+    /// Most bytes a second while the guest runs.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Most rounds of precopy.
+    pub max_rounds: u32,
+    /// Most seconds of precopy; 0: no limit.
+    pub timeout_s: u64,
+    /// And then.
+    pub on_timeout: OnTimeout,
+    /// Slow the vCPUs down as far as needed.
+    pub auto_converge: bool,
+    /// Compress pages by LZ4.
+    pub compress: bool,
+    /// Accept another TSC frequency at the destination.
+    pub allow_tsc_mismatch: bool,
+    /// Send over TCP to another machine without TLS.
+    pub insecure: bool,
+    /// Directory with ca-cert.pem, client-cert.pem and client-key.pem.
+    pub tls_dir: Option<PathBuf>,
+    /// Seconds without any byte from the peer before it is given up.
+    pub idle_s: u64,
+}
+
+impl Default for SendRequest {
+    fn default() -> Self {
+        let o = Options::default();
+        SendRequest {
+            target: String::new(),
+            downtime_ms: o.downtime.as_millis() as u64,
+            bandwidth_bytes_per_s: None,
+            max_rounds: o.max_rounds,
+            timeout_s: o.timeout.map_or(0, |t| t.as_secs()),
+            on_timeout: o.on_timeout,
+            auto_converge: o.auto_converge,
+            compress: o.compress,
+            allow_tsc_mismatch: false,
+            insecure: false,
+            tls_dir: None,
+            idle_s: o.idle.as_secs(),
+        }
+    }
+}
+
+impl SendRequest {
+    /// Checks the request and takes it apart.
+    ///
+    /// # Errors
+    /// The address or a number makes no sense, or TCP to elsewhere without protection.
+    pub fn check(&self) -> Result<(Address, Options), MigrateError> {
+        let address: Address = self.target.parse()?;
+        let bad = |why: &str| MigrateError::Address { address: self.target.clone(), why: why.into() };
+        require_protection(&address, self.tls_dir.is_some(), self.insecure)?;
+        if self.max_rounds == 0 || self.idle_s == 0 || self.bandwidth_bytes_per_s == Some(0) {
+            return Err(bad("max_rounds, idle_s and bandwidth_bytes_per_s must not be 0"));
+        }
+        let options = Options {
+            downtime: Duration::from_millis(self.downtime_ms),
+            bandwidth: self.bandwidth_bytes_per_s,
+            max_rounds: self.max_rounds,
+            timeout: (self.timeout_s != 0).then(|| Duration::from_secs(self.timeout_s)),
+            on_timeout: self.on_timeout,
+            auto_converge: self.auto_converge,
+            compress: self.compress,
+            idle: Duration::from_secs(self.idle_s),
+            ..Options::default()
+        };
+        Ok((address, options))
+    }
+}
+
+/// Refuses TCP beyond this machine that is neither protected nor said to be insecure.
+///
+/// # Errors
+/// It names what to do.
+pub fn require_protection(address: &Address, tls: bool, insecure: bool) -> Result<(), MigrateError> {
+    let refused = |why: &str| Err(MigrateError::Address { address: address.to_string(), why: why.into() });
+    if tls && !matches!(address, Address::Tcp { .. }) {
+        return refused("TLS is for tcp addresses");
+    }
+    if !tls && !insecure && !address.is_local() {
+        return refused(
+            "a guest goes over the network only with --tls-dir, or --insecure if everybody on it is trusted",
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_strict_and_have_defaults() {
+        let parse = |s: &str| serde_json::from_str::<MigrationRequest>(s).map_err(|e| e.to_string());
+        let Ok(MigrationRequest::Send(request)) =
+            parse(r#"{"action":"send","target":"unix:/x","downtime_ms":5}"#)
+        else {
+            panic!("a plain request is refused");
+        };
+        let (address, options) = request.check().unwrap();
+        assert_eq!((address.to_string().as_str(), options.downtime.as_millis()), ("unix:/x", 5));
+        assert_eq!(options.idle, Options::default().idle);
+        let error = parse(r#"{"action":"send","target":"unix:/x","downtime":5}"#).unwrap_err();
+        assert!(error.contains("downtime"), "{error}");
+        assert_eq!(parse(r#"{"action":"cancel"}"#), Ok(MigrationRequest::Cancel));
+    }
+
+    #[test]
+    fn the_network_needs_protection_or_consent() {
+        let to = |target: &str| SendRequest { target: target.into(), ..SendRequest::default() };
+        assert!(to("tcp:127.0.0.1:1").check().is_ok() && to("vsock:3:1").check().is_ok());
+        let error = to("tcp:192.0.2.1:1").check().unwrap_err().to_string();
+        assert!(error.contains("--tls-dir") && error.contains("--insecure"), "{error}");
+        assert!(SendRequest { insecure: true, ..to("tcp:192.0.2.1:1") }.check().is_ok());
+        assert!(SendRequest { tls_dir: Some("/pki".into()), ..to("unix:/x") }.check().is_err());
+    }
+}

@@ -1,0 +1,210 @@
+//! Mutual TLS 1.3 over TCP: each side shows a certificate of one authority.
+//!
+//! The files are those of QEMU's and Cloud Hypervisor's directories: `ca-cert.pem`, and `server-cert.pem`,
+//! `server-key.pem` at the receiver, `client-cert.pem`, `client-key.pem` at the sender. The receiver takes any client of its
+//! authority; the sender checks that the receiver's certificate is for the host that it connects to.
+
+use super::error::MigrateError;
+use super::transport::{Address, Stream};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use socket2::Socket;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn bad(path: &Path, why: impl std::fmt::Display) -> MigrateError {
+    MigrateError::Address { address: path.display().to_string(), why: why.to_string() }
+}
+
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn identity(dir: &Path, who: &str) -> Result<Identity, MigrateError> {
+    let (cert, key) = (dir.join(format!("{who}-cert.pem")), dir.join(format!("{who}-key.pem")));
+    let chain =
+        CertificateDer::pem_file_iter(&cert).and_then(Iterator::collect).map_err(|e| bad(&cert, e))?;
+    Ok((chain, PrivateKeyDer::from_pem_file(&key).map_err(|e| bad(&key, e))?))
+}
+
+fn authority(dir: &Path) -> Result<Arc<RootCertStore>, MigrateError> {
+    let path = dir.join("ca-cert.pem");
+    let mut roots = RootCertStore::empty();
+    for cert in CertificateDer::pem_file_iter(&path).map_err(|e| bad(&path, e))? {
+        roots.add(cert.map_err(|e| bad(&path, e))?).map_err(|e| bad(&path, e))?;
+    }
+    if roots.is_empty() { Err(bad(&path, "holds no certificate")) } else { Ok(Arc::new(roots)) }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// What a sender or receiver needs, read before anything is connected.
+#[derive(Debug, Clone)]
+pub enum Tls {
+    /// For the sending side.
+    Client(Arc<ClientConfig>),
+    /// For the receiving side.
+    Server(Arc<ServerConfig>),
+}
+
+impl Tls {
+    /// Reads the sender's files.
+    ///
+    /// # Errors
+    /// A file is missing or not what it should be.
+    pub fn client(dir: &Path) -> Result<Self, MigrateError> {
+        let (chain, key) = identity(dir, "client")?;
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| bad(dir, e))?
+            .with_root_certificates(authority(dir)?)
+            .with_client_auth_cert(chain, key)
+            .map_err(|e| bad(dir, e))?;
+        Ok(Tls::Client(Arc::new(config)))
+    }
+
+    /// Reads the receiver's files.
+    ///
+    /// # Errors
+    /// A file is missing or not what it should be.
+    pub fn server(dir: &Path) -> Result<Self, MigrateError> {
+        let (chain, key) = identity(dir, "server")?;
+        let clients = WebPkiClientVerifier::builder_with_provider(authority(dir)?, provider())
+            .build()
+            .map_err(|e| bad(dir, e))?;
+        let config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| bad(dir, e))?
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain, key)
+            .map_err(|e| bad(dir, e))?;
+        Ok(Tls::Server(Arc::new(config)))
+    }
+
+    /// Wraps a connected socket. The handshake comes with the first bytes.
+    ///
+    /// # Errors
+    /// The address has no name to check.
+    pub fn wrap(&self, socket: Socket, address: &Address) -> Result<Box<dyn Stream>, MigrateError> {
+        let refused = |why: String| MigrateError::Address { address: address.to_string(), why };
+        match self {
+            Tls::Server(config) => {
+                let connection =
+                    ServerConnection::new(Arc::clone(config)).map_err(|e| refused(e.to_string()))?;
+                Ok(Box::new(StreamOwned::new(connection, socket)))
+            }
+            Tls::Client(config) => {
+                let Address::Tcp { host, .. } = address else {
+                    return Err(refused("TLS is for tcp addresses".into()));
+                };
+                let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+                let name = ServerName::try_from(host.to_owned()).map_err(|e| refused(e.to_string()))?;
+                let connection =
+                    ClientConnection::new(Arc::clone(config), name).map_err(|e| refused(e.to_string()))?;
+                Ok(Box::new(StreamOwned::new(connection, socket)))
+            }
+        }
+    }
+}
+
+macro_rules! stream {
+    ($connection:ty) => {
+        impl Stream for StreamOwned<$connection, Socket> {
+            fn set_idle_limit(&self, limit: Duration) -> io::Result<()> {
+                self.sock.set_idle_limit(limit)
+            }
+            fn finish(&mut self) {
+                self.conn.send_close_notify();
+                let _ = io::Write::flush(self);
+                self.sock.finish();
+            }
+            fn cut(&self) {
+                self.sock.cut();
+            }
+        }
+    };
+}
+stream!(ClientConnection);
+stream!(ServerConnection);
+
+#[cfg(test)]
+mod tests {
+    use super::super::fault::Side;
+    use super::super::link::Link;
+    use super::super::transport::{Listener, connect};
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use std::path::PathBuf;
+
+    fn issuer(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// A directory whose own certificates come from `own`, and which trusts `trusted`.
+    fn directory(
+        name: &str,
+        own: &CertifiedIssuer<'_, KeyPair>,
+        trusted: &CertifiedIssuer<'_, KeyPair>,
+        host: &str,
+    ) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("godwit-tls-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("ca-cert.pem"), trusted.pem()).unwrap();
+        for who in ["client", "server"] {
+            let key = KeyPair::generate().unwrap();
+            let cert = CertificateParams::new(vec![host.to_owned()]).unwrap().signed_by(&key, own).unwrap();
+            std::fs::write(dir.join(format!("{who}-cert.pem")), cert.pem()).unwrap();
+            std::fs::write(dir.join(format!("{who}-key.pem")), key.serialize_pem()).unwrap();
+        }
+        dir
+    }
+
+    fn greet(client: &Path, server: &Path) -> (Result<(), String>, Result<(), String>) {
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address();
+        let (tls, patience) = (Tls::server(server).unwrap(), Duration::from_secs(60));
+        let to = address.clone();
+        let receiver = std::thread::spawn(move || {
+            let socket = listener.accept(Some(patience)).unwrap().unwrap();
+            let mut link = Link::new(tls.wrap(socket, &to).unwrap(), Side::Destination, patience);
+            link.hello().map(|_| ()).map_err(|e| e.to_string())
+        });
+        let socket = connect(&address, patience).unwrap();
+        let stream = Tls::client(client).unwrap().wrap(socket, &address).unwrap();
+        let mut link = Link::new(stream, Side::Source, patience);
+        let sent = link.hello().map(|_| ()).map_err(|e| e.to_string());
+        drop(link);
+        (sent, receiver.join().unwrap())
+    }
+
+    #[test]
+    fn only_peers_of_one_authority_greet_each_other() {
+        let (ours, theirs) = (issuer("ours"), issuer("theirs"));
+        let good = directory("good", &ours, &ours, "127.0.0.1");
+        assert_eq!(greet(&good, &good), (Ok(()), Ok(())));
+        // A client of another authority.
+        let stranger = directory("stranger", &theirs, &ours, "127.0.0.1");
+        assert!(greet(&stranger, &good).1.is_err());
+        // A server of another authority.
+        let impostor = directory("impostor", &theirs, &ours, "127.0.0.1");
+        let error = greet(&good, &impostor).0.unwrap_err();
+        assert!(error.contains("certificate"), "{error}");
+        // The right authority, another host.
+        let elsewhere = directory("elsewhere", &ours, &ours, "192.0.2.7");
+        let error = greet(&good, &elsewhere).0.unwrap_err();
+        assert!(error.contains("certificate"), "{error}");
+        for dir in [good, stranger, impostor, elsewhere] {
+            std::fs::remove_dir_all(dir).unwrap();
+        }
+        let error = Tls::client(Path::new("/nonexistent")).unwrap_err().to_string();
+        assert!(error.contains("client-cert.pem"), "{error}");
+    }
+}
