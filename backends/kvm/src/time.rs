@@ -428,3 +428,69 @@ fn start_timer(vcpu: &Shared, t: &mut VcpuTime, start_ns: u64, start: Instant) -
     t.loaded = false;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VECTOR: u8 = 0x40;
+    const CLOCK: ClockV1 = ClockV1 { tsc_khz: 1_000_000, tsc: 9_000, kvmclock_ns: 5_000, realtime_ns: 0 };
+
+    /// A timer of 1 ns ticks: its mode, initial and current count.
+    fn page(mode: u32, initial: u32, current: u32) -> Page {
+        let mut s = LapicV1::reset(0);
+        s.svr = 0x1ff;
+        s.lvt[0] = mode << 17 | u32::from(VECTOR);
+        s.timer_initial = initial;
+        s.timer_divide = 0xb;
+        let mut page = Page::from_state(&s);
+        page.set_current(current);
+        page
+    }
+
+    fn captured(page: Page, tsc_deadline: u64, left: Option<u64>, passed: u64) -> VcpuTime {
+        let at = Instant::now();
+        let old = VcpuTime { left: left.map(|ns| (at, ns)), ..VcpuTime::default() };
+        let reading = Reading { page, at, tsc_offset: 0, tsc_deadline };
+        capture(&old, &reading, 0, &CLOCK, at + Duration::from_nanos(passed))
+    }
+
+    #[test]
+    fn running_timers_keep_their_deadline() {
+        let v = captured(page(0, 1000, 700), 0, Some(800), 100);
+        assert_eq!((v.deadline_ns, v.expired), (Some(5_600), None));
+        let v = captured(page(1, 1000, 700), 0, Some(800), 100);
+        assert_eq!((v.deadline_ns, v.expired), (Some(5_600), None));
+        let v = captured(page(2, 0, 0), 9_001, None, 100);
+        assert_eq!((v.tsc_deadline, v.expired), (9_001, None));
+    }
+
+    #[test]
+    fn timers_that_run_out_before_the_instant_have_expired() {
+        let v = captured(page(0, 1000, 700), 0, Some(800), 700);
+        assert_eq!((v.deadline_ns, v.expired), (None, Some(VECTOR)));
+        let v = captured(page(1, 1000, 700), 0, Some(800), 900);
+        assert_eq!((v.deadline_ns, v.expired), (Some(5_800), Some(VECTOR)));
+        let v = captured(page(2, 0, 0), 9_000, None, 0);
+        assert_eq!((v.tsc_deadline, v.expired), (0, Some(VECTOR)));
+    }
+
+    #[test]
+    fn an_expiry_outside_the_kernel_is_found_and_an_older_one_is_not_repeated() {
+        // One-shot: it had nothing left on the way out, and its count has reached 0.
+        assert_eq!(captured(page(0, 1000, 0), 0, Some(0), 10).expired, Some(VECTOR));
+        assert_eq!(captured(page(0, 1000, 0), 0, None, 10).expired, None);
+        // Periodic: on its next round already.
+        let v = captured(page(1, 1000, 900), 0, Some(0), 100);
+        assert_eq!((v.deadline_ns, v.expired), (Some(5_800), Some(VECTOR)));
+    }
+
+    #[test]
+    fn masked_timers_expire_silently() {
+        let mut s = LapicV1::reset(0);
+        s.timer_initial = 1000;
+        s.timer_divide = 0xb;
+        let v = captured(Page::from_state(&s), 0, Some(0), 10);
+        assert_eq!((v.deadline_ns, v.expired), (None, None));
+    }
+}

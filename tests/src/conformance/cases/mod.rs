@@ -1,5 +1,6 @@
 //! The cases. Each is a function of a plugin; [`ALL`] are for every backend, [`CPU`] for those that run guest code.
 
+mod extensions;
 mod fake;
 mod interrupts;
 mod io;
@@ -42,6 +43,7 @@ pub const CPU: &[Case] = cases! {
     interrupts: message_wakes_a_halt extint_is_acknowledged extint_wakes_a_halt extint_waits_for_the_flag
         level_eoi_is_reported masked_level_eoi_is_reported edge_eoi_is_not_reported nmi_is_taken
         triple_fault_shuts_down other_cpu_starts;
+    extensions: doorbells_ring irqfds_interrupt counters_count;
     memory: dirty_log_is_exact dirty_log_starts_clear written_code_is_seen read_only_writes_go_to_the_board
         slots_can_be_moved;
     time: clock_runs_only_when_started advance_is_seen tsc_is_the_clocks_own one_shot_timer_fires
