@@ -1,6 +1,7 @@
 //! SSE4.2's string comparisons: PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM.
 
 use super::super::vec::V128;
+use super::{arith, shuffle};
 
 /// Outcome of a string comparison.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,80 +13,99 @@ pub struct Match {
     imm: u8,
 }
 
-/// A string operand: its elements and how many are valid.
-struct Text {
-    v: [i32; 16],
-    len: usize,
+/// The element format an immediate asks for.
+#[derive(Clone, Copy)]
+struct Elements {
+    words: bool,
+    signed: bool,
 }
 
-fn text(a: V128, imm: u8) -> Text {
-    let mut v = [0i32; 16];
-    let len = if imm & 1 == 0 { 16 } else { 8 };
-    for (i, v) in v.iter_mut().enumerate().take(len) {
-        *v = match imm & 3 {
-            0 => i32::from(a.u8_lane(i)),
-            1 => i32::from(a.u16_lane(i)),
-            2 => i32::from(a.i8_lane(i)),
-            _ => i32::from(a.i16_lane(i)),
-        };
+impl Elements {
+    fn of(imm: u8) -> Elements {
+        Elements { words: imm & 1 != 0, signed: imm & 2 != 0 }
     }
-    Text { v, len }
+
+    fn count(self) -> usize {
+        if self.words { 8 } else { 16 }
+    }
+
+    /// A mask of lanes as a bit set.
+    fn bits(self, mask: V128) -> u32 {
+        arith::pmovmskb(if self.words { shuffle::packsswb(mask, V128::ZERO) } else { mask })
+    }
+
+    fn equal(self, a: V128, b: V128) -> u32 {
+        self.bits(if self.words { arith::pcmpeqw(a, b) } else { arith::pcmpeqb(a, b) })
+    }
+
+    fn greater(self, a: V128, b: V128) -> u32 {
+        let flip = match (self.signed, self.words) {
+            (true, _) => V128::ZERO,
+            (false, true) => V128::from_u16s([0x8000; 8]),
+            (false, false) => V128::from_u8s([0x80; 16]),
+        };
+        let (a, b) = (arith::pxor(a, flip), arith::pxor(b, flip));
+        self.bits(if self.words { arith::pcmpgtw(a, b) } else { arith::pcmpgtb(a, b) })
+    }
+
+    /// Element `i` in every lane.
+    fn splat(self, a: V128, i: usize) -> V128 {
+        if self.words { V128::from_u16s([a.u16_lane(i); 8]) } else { V128::from_u8s([a.u8_lane(i); 16]) }
+    }
 }
 
 /// Explicit lengths (PCMPESTRx): `a_len` and `b_len` are EAX and EDX (or RAX and RDX with
 /// REX.W) sign-extended; their absolute values count, saturated to the element count.
 #[must_use]
 pub fn explicit(a: V128, a_len: i64, b: V128, b_len: i64, imm: u8) -> Match {
-    let (mut x, mut y) = (text(a, imm), text(b, imm));
-    x.len = x.len.min(a_len.unsigned_abs().min(16) as usize);
-    y.len = y.len.min(b_len.unsigned_abs().min(16) as usize);
-    compare(&x, &y, imm)
+    let n = Elements::of(imm).count() as u64;
+    let len = |l: i64| l.unsigned_abs().min(n) as usize;
+    compare(a, len(a_len), b, len(b_len), imm)
 }
 
 /// Implicit lengths (PCMPISTRx): strings end at a zero element.
 #[must_use]
 pub fn implicit(a: V128, b: V128, imm: u8) -> Match {
-    let (mut x, mut y) = (text(a, imm), text(b, imm));
-    for t in [&mut x, &mut y] {
-        t.len = t.v[..t.len].iter().position(|&c| c == 0).unwrap_or(t.len);
-    }
-    compare(&x, &y, imm)
+    let e = Elements::of(imm);
+    let len = |v: V128| (e.equal(v, V128::ZERO).trailing_zeros() as usize).min(e.count());
+    compare(a, len(a), b, len(b), imm)
 }
 
-fn compare(a: &Text, b: &Text, imm: u8) -> Match {
-    let n = if imm & 1 == 0 { 16 } else { 8 };
-    let mut res = 0u32;
-    for j in 0..n {
-        let hit = match imm >> 2 & 3 {
-            // Equal any: the element occurs in the set `a`.
-            0 => j < b.len && a.v[..a.len].contains(&b.v[j]),
-            // Ranges: pairs of bounds in `a`; an odd last element is no pair.
-            1 => j < b.len && a.v[..a.len].chunks_exact(2).any(|r| r[0] <= b.v[j] && b.v[j] <= r[1]),
-            // Equal each: both invalid counts as equal.
-            2 => match (j < a.len, j < b.len) {
-                (true, true) => a.v[j] == b.v[j],
-                (x, y) => !x && !y,
-            },
-            // Equal ordered: `a` occurs here, as far as the register reaches.
-            _ => (0..a.len.min(n - j)).all(|i| j + i < b.len && a.v[i] == b.v[j + i]),
-        };
-        res |= u32::from(hit) << j;
-    }
+fn compare(a: V128, a_len: usize, b: V128, b_len: usize, imm: u8) -> Match {
+    let e = Elements::of(imm);
+    let n = e.count();
+    let (a_valid, b_valid) = ((1u32 << a_len) - 1, (1u32 << b_len) - 1);
+    let mut res = match imm >> 2 & 3 {
+        // Equal any: the element occurs in the set `a`.
+        0 => (0..a_len).fold(0, |r, i| r | e.equal(e.splat(a, i), b)) & b_valid,
+        // Ranges: pairs of bounds in `a`; an odd last element is no pair.
+        1 => {
+            let outside = |i: usize| e.greater(e.splat(a, i), b) | e.greater(b, e.splat(a, i + 1));
+            (0..a_len / 2).fold(0, |r, i| r | !outside(2 * i)) & b_valid
+        }
+        // Equal each: both invalid counts as equal, one invalid as different.
+        2 => (e.equal(a, b) & a_valid & b_valid) | !(a_valid | b_valid),
+        // Equal ordered: `a` occurs here, as far as the register reaches.
+        _ => (0..a_len).fold(!0, |r, i| {
+            let beyond = !0 << (n - i);
+            r & ((e.equal(e.splat(a, i), b) & b_valid) >> i | beyond)
+        }),
+    };
+    res &= (1 << n) - 1;
     let all = (1u32 << n) - 1;
-    let valid = (1u32 << b.len) - 1;
     res = match imm >> 4 & 3 {
         1 => res ^ all,
-        3 => res ^ valid,
+        3 => res ^ b_valid,
         _ => res,
     };
     let mut eflags = 0;
     if res != 0 {
         eflags |= 1;
     }
-    if b.len < n {
+    if b_len < n {
         eflags |= 0x40;
     }
-    if a.len < n {
+    if a_len < n {
         eflags |= 0x80;
     }
     if res & 1 != 0 {
