@@ -5,8 +5,10 @@ use super::block;
 use super::mock::{play, restore_hostile};
 use super::net::{Net, NetworkInterfaceConfig};
 use super::rng::{EntropyConfig, Rng};
+use super::vsock::{Vsock, VsockConfig};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use vmm_sys_util::tempdir::TempDir;
 use vmm_sys_util::tempfile::TempFile;
 
 /// A disk of 64 sectors and the file that it is.
@@ -62,12 +64,31 @@ pub fn fuzz_net(data: &[u8]) {
     play(net, inside);
 }
 
+/// A vsock device, the folder of its socket and its socket.
+pub fn test_vsock() -> (Vsock, TempDir, String) {
+    let dir = TempDir::new().expect("folder");
+    let uds_path = dir.as_path().join("v.sock").display().to_string();
+    let config = VsockConfig { guest_cid: 3, uds_path: uds_path.clone(), vsock_id: None };
+    (Vsock::new(&config).expect("vsock"), dir, uds_path)
+}
+
+/// vsock; the first half of the bytes comes from the host's side.
+pub fn fuzz_vsock(data: &[u8]) {
+    let (vsock, _dir, path) = test_vsock();
+    let (outside, inside) = data.split_at(data.len() / 2);
+    let mut host = UnixStream::connect(&path).expect("socket");
+    let _ = host.write(if outside.len() & 1 == 0 { b"CONNECT 7\n" } else { outside });
+    let _ = host.write(outside);
+    play(vsock, inside);
+}
+
 /// Saved state of all devices.
 pub fn fuzz_restore(data: &[u8]) {
     let Some((which, data)) = data.split_first() else { return };
-    match which % 3 {
+    match which % 4 {
         0 => restore_hostile(test_disk(false).0, data),
         1 => restore_hostile(net().0, data),
+        2 => restore_hostile(test_vsock().0, data),
         _ => restore_hostile(rng(), data),
     }
 }
@@ -94,6 +115,7 @@ mod tests {
         for_random_bytes(300, 1200, super::fuzz_block);
         for_random_bytes(100, 1200, super::fuzz_rng);
         for_random_bytes(200, 2400, super::fuzz_net);
+        for_random_bytes(200, 2400, super::fuzz_vsock);
     }
 
     #[test]

@@ -235,6 +235,11 @@ impl<D: VirtioDevice + 'static> Driver<D> {
         Some((word(0), word(4)))
     }
 
+    /// Chains offered and not yet seen used.
+    pub fn outstanding(&self, queue: usize) -> u16 {
+        self.avail[queue].wrapping_sub(self.used[queue])
+    }
+
     /// Reads guest memory.
     pub fn bytes(&self, addr: u64, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];

@@ -29,6 +29,7 @@ pub mod ratelimit;
 pub mod rng;
 pub mod slots;
 pub mod transport;
+pub mod vsock;
 
 pub use device::{Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 pub use queue::{Chain, QueueError, Segments, Served, VirtQueue};

@@ -7,6 +7,7 @@ use super::block::{Block, DriveConfig, DriveError};
 use super::net::{Net, NetError, NetworkInterfaceConfig};
 use super::rng::{EntropyConfig, Rng};
 use super::transport::{DeviceSide, Interrupt, Mmio, WINDOW_SIZE, Worker, reg};
+use super::vsock::{Vsock, VsockConfig, VsockError};
 use super::{RestoreError, VirtioDevice};
 use crate::board::bus::{Bus, BusError};
 use crate::board::clock::Clock;
@@ -33,6 +34,8 @@ pub struct DevicesConfig {
     pub drives: Vec<DriveConfig>,
     /// Network interfaces.
     pub network_interfaces: Vec<NetworkInterfaceConfig>,
+    /// Sockets between guest and host.
+    pub vsock: Option<VsockConfig>,
     /// Entropy device.
     pub entropy: Option<EntropyConfig>,
 }
@@ -46,6 +49,9 @@ pub enum BuildError {
     /// A network interface.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The vsock device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The entropy device.
     #[error("entropy device: {0}")]
     Entropy(io::Error),
@@ -146,6 +152,9 @@ impl Slots {
         for interface in &config.network_interfaces {
             let shared = all.add(Net::new(interface)?, board)?;
             all.interfaces.push((interface.iface_id.clone(), shared));
+        }
+        if let Some(vsock) = &config.vsock {
+            all.add(Vsock::new(vsock)?, board)?;
         }
         if let Some(entropy) = &config.entropy {
             all.add(Rng::new(entropy).map_err(BuildError::Entropy)?, board)?;
