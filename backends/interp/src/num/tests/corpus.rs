@@ -218,6 +218,7 @@ fn simd_ops() -> Vec<Op> {
         simd::aes_and_sha::entries(),
         simd::crc_and_bits::entries(),
         simd::mmx_forms::entries(),
+        simd::strings::entries(),
     ];
     groups
         .into_iter()

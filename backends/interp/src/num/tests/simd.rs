@@ -6,7 +6,6 @@ use super::super::simd::mmx;
 use super::super::simd::permute;
 use super::super::simd::shift::*;
 use super::super::simd::shuffle::*;
-#[cfg(target_arch = "x86_64")]
 use super::super::simd::string;
 use super::super::vec::{V128, V256};
 use super::values::Rng;
@@ -434,6 +433,29 @@ against! { mmx_forms ["ssse3"];
     mm_palignr_8 "movdq2q mm0, xmm0\nmovdq2q mm1, xmm1\npalignr mm0, mm1, 8\nmovq2dq xmm0, mm0\nemms" |a, b, _c| { let (x, y) = (a.low(), b.low()); V128::from_u64s([mmx::palignr(x, y, 8), 0]) };
     mm_palignr_11 "movdq2q mm0, xmm0\nmovdq2q mm1, xmm1\npalignr mm0, mm1, 11\nmovq2dq xmm0, mm0\nemms" |a, b, _c| { let (x, y) = (a.low(), b.low()); V128::from_u64s([mmx::palignr(x, y, 11), 0]) };
     mm_palignr_16 "movdq2q mm0, xmm0\nmovdq2q mm1, xmm1\npalignr mm0, mm1, 16\nmovq2dq xmm0, mm0\nemms" |a, b, _c| { let (x, y) = (a.low(), b.low()); V128::from_u64s([mmx::palignr(x, y, 16), 0]) };
+}
+
+against! { strings ["sse4.2"];
+    pcmpistri_00 "push rcx\npcmpistri xmm0, xmm1, 0\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 0).index()), 0);
+    pcmpistrm_00 "pcmpistrm xmm0, xmm1, 0" |a, b, _c| string::implicit(a, b, 0).mask();
+    pcmpistri_05 "push rcx\npcmpistri xmm0, xmm1, 5\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 5).index()), 0);
+    pcmpistrm_05 "pcmpistrm xmm0, xmm1, 5" |a, b, _c| string::implicit(a, b, 5).mask();
+    pcmpistri_08 "push rcx\npcmpistri xmm0, xmm1, 8\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 8).index()), 0);
+    pcmpistrm_08 "pcmpistrm xmm0, xmm1, 8" |a, b, _c| string::implicit(a, b, 8).mask();
+    pcmpistri_0c "push rcx\npcmpistri xmm0, xmm1, 12\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 12).index()), 0);
+    pcmpistrm_0c "pcmpistrm xmm0, xmm1, 12" |a, b, _c| string::implicit(a, b, 12).mask();
+    pcmpistri_12 "push rcx\npcmpistri xmm0, xmm1, 18\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 18).index()), 0);
+    pcmpistrm_12 "pcmpistrm xmm0, xmm1, 18" |a, b, _c| string::implicit(a, b, 18).mask();
+    pcmpistri_1d "push rcx\npcmpistri xmm0, xmm1, 29\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 29).index()), 0);
+    pcmpistrm_1d "pcmpistrm xmm0, xmm1, 29" |a, b, _c| string::implicit(a, b, 29).mask();
+    pcmpistri_38 "push rcx\npcmpistri xmm0, xmm1, 56\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 56).index()), 0);
+    pcmpistrm_38 "pcmpistrm xmm0, xmm1, 56" |a, b, _c| string::implicit(a, b, 56).mask();
+    pcmpistri_4e "push rcx\npcmpistri xmm0, xmm1, 78\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 78).index()), 0);
+    pcmpistrm_4e "pcmpistrm xmm0, xmm1, 78" |a, b, _c| string::implicit(a, b, 78).mask();
+    pcmpistri_5b "push rcx\npcmpistri xmm0, xmm1, 91\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 91).index()), 0);
+    pcmpistrm_5b "pcmpistrm xmm0, xmm1, 91" |a, b, _c| string::implicit(a, b, 91).mask();
+    pcmpistri_77 "push rcx\npcmpistri xmm0, xmm1, 119\nmovd xmm0, ecx\npop rcx" |a, b, _c| V128::from_halves(u64::from(string::implicit(a, b, 119).index()), 0);
+    pcmpistrm_77 "pcmpistrm xmm0, xmm1, 119" |a, b, _c| string::implicit(a, b, 119).mask();
 }
 
 #[cfg(target_arch = "x86_64")]
