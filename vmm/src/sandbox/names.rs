@@ -2,7 +2,7 @@
 
 macro_rules! names {
     ($($name:ident = $number:ident,)*) => {
-        /// Calls that every Linux has under these names, then the older ones of x86-64.
+        /// Calls that every Linux has under these names, then the others.
         const NAMES: &[(&str, i64)] = &[$((stringify!($name), libc::$number),)*];
     };
 }
@@ -221,9 +221,13 @@ names! {
 }
 
 /// Calls that only older architectures have: newer ones do with their `*at` forms.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(
+    target_arch = "x86_64",
+    target_arch = "s390x",
+    target_arch = "sparc64",
+    target_arch = "powerpc64"
+))]
 const OLDER: &[(&str, i64)] = &[
-    ("fstat", libc::SYS_fstat),
     ("open", libc::SYS_open),
     ("stat", libc::SYS_stat),
     ("lstat", libc::SYS_lstat),
@@ -248,32 +252,59 @@ const OLDER: &[(&str, i64)] = &[
     ("chown", libc::SYS_chown),
     ("lchown", libc::SYS_lchown),
     ("mknod", libc::SYS_mknod),
-    ("arch_prctl", libc::SYS_arch_prctl),
     ("epoll_create", libc::SYS_epoll_create),
     ("epoll_wait", libc::SYS_epoll_wait),
-    ("time", libc::SYS_time),
     ("getdents", libc::SYS_getdents),
     ("eventfd", libc::SYS_eventfd),
+];
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "s390x",
+    target_arch = "sparc64",
+    target_arch = "powerpc64"
+)))]
+const OLDER: &[(&str, i64)] = &[];
+
+/// Where each architecture has its own ways.
+#[cfg(target_arch = "x86_64")]
+const OWN: &[(&str, i64)] = &[
+    ("fstat", libc::SYS_fstat),
+    ("newfstatat", libc::SYS_newfstatat),
+    ("renameat", libc::SYS_renameat),
+    ("arch_prctl", libc::SYS_arch_prctl),
     ("iopl", libc::SYS_iopl),
     ("ioperm", libc::SYS_ioperm),
     ("modify_ldt", libc::SYS_modify_ldt),
-    ("newfstatat", libc::SYS_newfstatat),
+    ("time", libc::SYS_time),
 ];
-#[cfg(target_arch = "loongarch64")]
-const OLDER: &[(&str, i64)] = &[];
-#[cfg(not(any(target_arch = "x86_64", target_arch = "loongarch64")))]
-const OLDER: &[(&str, i64)] = &[("fstat", libc::SYS_fstat)];
+#[cfg(any(target_arch = "aarch64", target_arch = "s390x", target_arch = "powerpc64"))]
+const OWN: &[(&str, i64)] =
+    &[("fstat", libc::SYS_fstat), ("newfstatat", libc::SYS_newfstatat), ("renameat", libc::SYS_renameat)];
+#[cfg(target_arch = "riscv64")]
+const OWN: &[(&str, i64)] = &[("fstat", libc::SYS_fstat), ("newfstatat", libc::SYS_newfstatat)];
+#[cfg(target_arch = "sparc64")]
+const OWN: &[(&str, i64)] =
+    &[("fstat", libc::SYS_fstat), ("newfstatat", libc::SYS_fstatat64), ("renameat", libc::SYS_renameat)];
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    target_arch = "s390x",
+    target_arch = "powerpc64",
+    target_arch = "riscv64",
+    target_arch = "sparc64"
+)))]
+const OWN: &[(&str, i64)] = &[];
 
 /// The number of a call on this architecture; none if it has no such call.
 #[must_use]
 pub(super) fn number(name: &str) -> Option<i64> {
-    NAMES.iter().chain(OLDER).find(|(n, _)| *n == name).map(|(_, number)| *number)
+    NAMES.iter().chain(OLDER).chain(OWN).find(|(n, _)| *n == name).map(|(_, number)| *number)
 }
 
 /// The name of a call; allocates nothing, so that a signal handler may use it.
 #[must_use]
 pub(super) fn name(number: i64) -> Option<&'static str> {
-    NAMES.iter().chain(OLDER).find(|(_, n)| *n == number).map(|(name, _)| *name)
+    NAMES.iter().chain(OLDER).chain(OWN).find(|(_, n)| *n == number).map(|(name, _)| *name)
 }
 
 #[cfg(test)]
@@ -282,7 +313,7 @@ mod tests {
 
     #[test]
     fn names_and_numbers_agree() {
-        for (text, n) in NAMES.iter().chain(OLDER) {
+        for (text, n) in NAMES.iter().chain(OLDER).chain(OWN) {
             assert_eq!(name(*n), Some(*text));
             assert_eq!(number(text), Some(*n));
         }
