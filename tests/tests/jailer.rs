@@ -15,15 +15,25 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const UID: u32 = 61_234;
 const GID: u32 = 61_235;
 
+/// The probe, in a directory without plugins.
 fn probe() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_jail-probe"))
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("jail-probe");
+        fs::create_dir_all(&dir).unwrap();
+        let dir = dir.canonicalize().unwrap();
+        let (new, path) = (dir.join(format!("new-{}", std::process::id())), dir.join("jail-probe"));
+        fs::copy(env!("CARGO_BIN_EXE_jail-probe"), &new).unwrap();
+        fs::rename(new, &path).unwrap();
+        path
+    })
 }
 
 /// The jailer's program, built if this package is tested alone.
 fn jailer() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let path = probe().with_file_name("godwit-jailer");
+        let path = Path::new(env!("CARGO_BIN_EXE_jail-probe")).with_file_name("godwit-jailer");
         let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "godwit-jailer"]).status();
         assert!(path.is_file(), "godwit-jailer is not built: {built:?}");
         path
@@ -438,6 +448,8 @@ fn device_nodes_are_those_of_the_chosen_backend() {
         let args: Vec<&str> = ["--exec-file", exec].iter().chain(backends).copied().collect();
         let r = base.report(id, &args);
         assert_eq!(r.paths("node").contains(&"/dev/kvm"), kvm, "{id}");
+        let opened = r.one("try-kvm") == "0";
+        assert_eq!(opened, kvm && Path::new("/dev/kvm").exists(), "{id}: {}", r.one("try-kvm"));
         let there =
             r.paths("file").iter().filter(|f| f.starts_with("/lib/godwit/libgodwit_backend_")).count();
         assert_eq!(there, plugins, "{id}");

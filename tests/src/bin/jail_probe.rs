@@ -174,11 +174,13 @@ fn main() {
         std::process::exit(3);
     }
     if let Some(path) = value("--serve") {
-        let served =
-            UnixListener::bind(path).and_then(|l| l.accept()).and_then(|(mut c, _)| c.write_all(b"hello"));
-        if let Err(e) = served {
-            eprintln!("not served: {e}");
-            std::process::exit(4);
+        match UnixListener::bind(path).and_then(|l| l.accept()) {
+            // Whoever only knocks is gone before the answer.
+            Ok((mut client, _)) => drop(client.write_all(b"hello")),
+            Err(e) => {
+                eprintln!("not served: {e}");
+                std::process::exit(4);
+            }
         }
     }
 }
