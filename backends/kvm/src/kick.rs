@@ -55,8 +55,12 @@ impl Shared {
 
     /// Makes the vCPU look at its flags soon. Signal-safe.
     pub(crate) fn interrupt(&self, why: u32) {
-        self.flags.fetch_or(why, Ordering::SeqCst);
+        let before = self.flags.fetch_or(why, Ordering::SeqCst);
         self.page.set_immediate_exit(true);
+        if before & why != 0 {
+            // Whoever set it first sends the signal; more would only disturb the board's system calls.
+            return;
+        }
         let tid = self.tid.load(Ordering::SeqCst);
         if tid != 0 && tid != sys::gettid() {
             sys::tgkill(tid, self.signal);

@@ -212,6 +212,11 @@ impl KvmVcpu {
         let msrs = msrs::save(fd, sregs.apic_base, self.has_tsc_aux())?;
         // Last: an NMI that another thread has sent is among the events only after KVM has looked at its requests.
         let e = fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
+        let mut events = events(&e, mp_state)?;
+        if events.shadow_sti && events.shadow_ss {
+            // AMD processors have one shadow for both, and KVM then gives both. The stronger one stands for it.
+            (events.shadow_sti, events.shadow_ss) = self.shadow.unwrap_or((false, true));
+        }
         Ok(CpuState {
             regs,
             system: segments::from_kvm(&sregs, xcr0),
@@ -219,7 +224,7 @@ impl KvmVcpu {
             debug: DebugV1 { dr: debug.db, dr6: debug.dr6, dr7: debug.dr7 },
             fpu,
             avx,
-            events: events(&e, mp_state)?,
+            events,
             lapic,
             tsc: TscV1 { offset, adjust: 0 },
         })
@@ -231,6 +236,7 @@ impl KvmVcpu {
         self.apply(s)?;
         lock(&self.vm.time).load(self.shared.id, &s.lapic, s.tsc.offset)?;
         self.replaced();
+        self.shadow = Some((s.events.shadow_sti, s.events.shadow_ss));
         Ok(())
     }
 

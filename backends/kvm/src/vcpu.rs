@@ -28,6 +28,8 @@ pub struct KvmVcpu {
     pub(crate) shared: Arc<Shared>,
     /// KVM's reset state is not quite the contract's; it is replaced before first use.
     pub(crate) fresh: bool,
+    /// STI and SS shadow as loaded, while nothing has run since.
+    pub(crate) shadow: Option<(bool, bool)>,
     /// A device access was answered and KVM has not completed the instruction.
     half_done: bool,
     /// `ready_for_interrupt` is of the state that the vCPU is in.
@@ -42,7 +44,7 @@ impl std::fmt::Debug for KvmVcpu {
 
 impl KvmVcpu {
     pub(crate) fn new(vm: Arc<Inner>, shared: Arc<Shared>) -> Self {
-        KvmVcpu { vm, shared, fresh: true, half_done: false, window_known: false }
+        KvmVcpu { vm, shared, fresh: true, shadow: None, half_done: false, window_known: false }
     }
 
     /// Forgets what is known of the state that has been replaced.
@@ -274,6 +276,7 @@ fn internal_error(suberror: u32, data: &[u64]) -> String {
 impl Vcpu for KvmVcpu {
     fn run(&mut self) -> Result<Exit> {
         self.ensure_reset()?;
+        self.shadow = None;
         let shared = self.shared.clone();
         // A kick that is blocked would leave the vCPU in the guest.
         sys::unblock(shared.signal).map_err(failed("rt_sigprocmask"))?;
