@@ -8,11 +8,13 @@
 //! ```
 
 use super::error::MigrateError;
-use super::fault::Step;
+use super::fault::{Side, Step};
 use super::link::Link;
 use super::machine::{Builder, Target};
 use super::offer::{Offer, preflight};
 use super::progress::{Phase, Progress, Report};
+use super::tls::Tls;
+use super::transport::{Listener, Stream};
 use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, encode_texts, runs};
 use crate::memory::PAGE_SIZE;
 use crate::memory::{PageSet, Run};
@@ -68,13 +70,6 @@ type Next<T> = Result<T, Box<Failure>>;
 
 fn unexpected(kind: Kind, expected: &'static str) -> MigrateError {
     MigrateError::Unexpected { found: kind.name().into(), expected }
-}
-
-fn hello<B: Builder>(builder: B, mut link: Link, progress: Progress) -> Next<Greeted<B>> {
-    match link.hello() {
-        Ok(_) => Ok(Greeted { builder, link, progress }),
-        Err(error) => Err(Box::new(Failure { link, progress, error, answer: Kind::Abort })),
-    }
 }
 
 impl<B: Builder> Greeted<B> {
@@ -333,15 +328,54 @@ impl Failure {
 /// Receives one guest over a connected link, and runs it.
 pub fn receive<B: Builder>(
     builder: B,
-    link: Link,
+    mut link: Link,
     progress: Progress,
 ) -> Arrival<<B::Target as Target>::Running> {
-    let arrived = hello(builder, link, progress)
-        .and_then(Greeted::prepare)
-        .and_then(Receiving::receive)
-        .and_then(Ready::run);
-    match arrived {
+    match link.hello() {
+        Ok(_) => receive_greeted(Greeted { builder, link, progress }),
+        Err(error) => Arrival::Failed(Failure { link, progress, error, answer: Kind::Abort }.give_up()),
+    }
+}
+
+fn receive_greeted<B: Builder>(greeted: Greeted<B>) -> Arrival<<B::Target as Target>::Running> {
+    match greeted.prepare().and_then(Receiving::receive).and_then(Ready::run) {
         Ok((running, report)) => Arrival::Running(running, report),
         Err(failure) => Arrival::Failed(failure.give_up()),
+    }
+}
+
+/// Waits for the one peer whose guest is to run here, and receives it.
+///
+/// Who connects and does not greet as a godwit with the right certificate is told so, named to `turned_away`, and does not
+/// end the wait. The first one who does is the only one: the socket is closed behind it.
+///
+/// # Errors
+/// Nobody can be waited for: the socket failed.
+pub fn wait_for_guest<B: Builder>(
+    listener: Listener,
+    tls: Option<&Tls>,
+    builder: B,
+    idle: Duration,
+    progress: Progress,
+    mut turned_away: impl FnMut(&MigrateError),
+) -> Result<Arrival<<B::Target as Target>::Running>, MigrateError> {
+    let address = listener.address();
+    loop {
+        let Some(socket) = listener.accept(None)? else { continue };
+        let stream: Box<dyn Stream> = match tls {
+            Some(tls) => tls.wrap(socket, &address)?,
+            None => Box::new(socket),
+        };
+        let mut link = Link::new(stream, Side::Destination, idle);
+        match link.hello() {
+            Ok(_) => {
+                drop(listener);
+                return Ok(receive_greeted(Greeted { builder, link, progress }));
+            }
+            Err(error) => {
+                turned_away(&error);
+                link.abort(&error);
+            }
+        }
     }
 }

@@ -17,17 +17,22 @@ mod link;
 pub mod machine;
 mod offer;
 mod progress;
+pub mod ram;
 mod request;
 mod sender;
 mod source;
 mod switch;
 #[cfg(test)]
 mod tests;
+#[cfg(not(target_arch = "sparc64"))]
+mod tls;
+#[cfg(target_arch = "sparc64")]
+#[path = "no_tls.rs"]
 mod tls;
 mod transport;
 mod wire;
 
-pub use destination::{Arrival, receive};
+pub use destination::{Arrival, receive, wait_for_guest};
 pub use error::MigrateError;
 pub use link::Link;
 pub use machine::{Builder, Fault, Source, Target};

@@ -492,3 +492,38 @@ fn a_cancelled_guest_goes_on() {
     assert_eq!(e.error(), "cancelled");
     assert!(e.destination_error().contains("cancelled"));
 }
+
+#[test]
+fn strangers_are_turned_away_and_the_guest_still_arrives() {
+    use std::io::{Read, Write};
+    let path = std::env::temp_dir().join(format!("godwit-strangers-{}", std::process::id()));
+    let address = Address::Unix(path.clone());
+    let listener = Listener::bind(&address).unwrap();
+    let world = Arc::new(World::default());
+    let builder =
+        MockBuilder { world: Arc::clone(&world), capabilities: Case::default().capabilities, fail: None };
+    let patience = Duration::from_secs(60);
+    let destination = std::thread::spawn(move || {
+        let mut away = Vec::new();
+        let progress = Progress::new("destination", "test");
+        let arrival =
+            wait_for_guest(listener, None, builder, patience, progress, |e| away.push(e.to_string()))
+                .unwrap();
+        (arrival, away)
+    });
+    let mut stranger = UnixStream::connect(&path).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let _ = stranger.read_to_end(&mut Vec::new());
+    drop(stranger);
+    let machine = MockSource::new(&world, big_offer(), 10);
+    let socket = connect(&address, patience).unwrap();
+    let progress = Progress::new("source", "test");
+    let link = Link::new(Box::new(socket), Side::Source, patience);
+    let source = Some(send(machine, link, Options::default(), progress.clone()));
+    let (arrival, away) = destination.join().unwrap();
+    assert!(away.len() == 1 && away[0].contains("does not speak"), "{away:?}");
+    let e = Ended { world, source, destination: Some(arrival), source_progress: progress };
+    check("after a stranger", &e);
+    assert_eq!(e.runs(), (false, true));
+    assert!(!path.exists(), "the socket's file is left");
+}
