@@ -1,6 +1,7 @@
 //! Fuzz targets: one a device for its registers and queues, and one for its saved state. Each takes any bytes and
 //! must come back, without a panic, soon. Driven by seeded random bytes in the tests and by cargo-fuzz.
 
+use super::balloon::{Balloon, BalloonConfig};
 use super::block;
 use super::mock::{play, restore_hostile};
 use super::net::{Net, NetworkInterfaceConfig};
@@ -82,13 +83,24 @@ pub fn fuzz_vsock(data: &[u8]) {
     play(vsock, inside);
 }
 
+fn balloon() -> Balloon {
+    let config = BalloonConfig { amount_mib: 1, free_page_reporting: true, ..Default::default() };
+    Balloon::new(&config, 4).expect("balloon")
+}
+
+/// Balloon.
+pub fn fuzz_balloon(data: &[u8]) {
+    play(balloon(), data);
+}
+
 /// Saved state of all devices.
 pub fn fuzz_restore(data: &[u8]) {
     let Some((which, data)) = data.split_first() else { return };
-    match which % 4 {
+    match which % 5 {
         0 => restore_hostile(test_disk(false).0, data),
         1 => restore_hostile(net().0, data),
         2 => restore_hostile(test_vsock().0, data),
+        3 => restore_hostile(balloon(), data),
         _ => restore_hostile(rng(), data),
     }
 }
@@ -116,6 +128,7 @@ mod tests {
         for_random_bytes(100, 1200, super::fuzz_rng);
         for_random_bytes(200, 2400, super::fuzz_net);
         for_random_bytes(200, 2400, super::fuzz_vsock);
+        for_random_bytes(200, 1200, super::fuzz_balloon);
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! the driver resets it (`DEVICE_NEEDS_RESET`), a request that breaks the device's rules gets an error, and one
 //! wake-up does a bounded amount of work.
 
+pub mod balloon;
 pub mod block;
 mod device;
 #[cfg(any(test, fuzzing))]

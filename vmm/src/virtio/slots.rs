@@ -3,6 +3,7 @@
 //! `machine` makes a [`Slots`] from the configuration, puts it on the bus and the device thread, tells the guest of
 //! its windows (ACPI and command line), and saves and restores it as a whole.
 
+use super::balloon::{Balloon, BalloonConfig, BalloonError};
 use super::block::{Block, DriveConfig, DriveError};
 use super::net::{Net, NetError, NetworkInterfaceConfig};
 use super::rng::{EntropyConfig, Rng};
@@ -18,6 +19,7 @@ use event_manager::MutEventSubscriber;
 use godwit_state::RawSection;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Guest-physical address of the first window.
@@ -30,6 +32,8 @@ pub const MAX_SLOTS: usize = 19;
 /// All virtio devices of a machine, as the configuration gives them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DevicesConfig {
+    /// Balloon.
+    pub balloon: Option<BalloonConfig>,
     /// Disks; the root device gets the lowest slot of them.
     pub drives: Vec<DriveConfig>,
     /// Network interfaces.
@@ -46,6 +50,9 @@ pub enum BuildError {
     /// A disk.
     #[error(transparent)]
     Drive(#[from] DriveError),
+    /// The balloon.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// A network interface.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -123,6 +130,7 @@ pub struct Slots {
     slots: Vec<Slot>,
     drives: Vec<(String, Shared<Block>)>,
     interfaces: Vec<(String, Shared<Net>)>,
+    balloon: Option<Shared<Balloon>>,
 }
 
 /// What devices share.
@@ -143,6 +151,10 @@ impl Slots {
     /// Something is not there; the error names it.
     pub fn build(config: &DevicesConfig, board: &Board) -> Result<Self, BuildError> {
         let mut all = Slots::default();
+        if let Some(balloon) = &config.balloon {
+            let ram: u64 = board.mem.iter().map(|r| r.len()).sum();
+            all.balloon = Some(all.add(Balloon::new(balloon, ram >> 20)?, board)?);
+        }
         let mut drives: Vec<_> = config.drives.iter().collect();
         drives.sort_by_key(|d| !d.is_root_device);
         for drive in drives {
@@ -265,6 +277,11 @@ impl Slots {
     /// A disk by its configured name.
     pub fn drive(&self, id: &str) -> Option<&Shared<Block>> {
         self.drives.iter().find(|(name, _)| name == id).map(|(_, d)| d)
+    }
+
+    /// The balloon.
+    pub fn balloon(&self) -> Option<&Shared<Balloon>> {
+        self.balloon.as_ref()
     }
 
     /// A network interface by its configured name.
