@@ -188,7 +188,8 @@ mod tests {
                 files.keys().any(|f| f.ends_with("libc.so.6") || f.ends_with("libc.so.6.1")),
                 "{files:?}"
             );
-            assert!(files.values().all(|f| f.is_absolute() && f.is_file()));
+            // Under user-mode emulation the host's paths are the emulator's business.
+            assert!(files.values().all(|f| f.is_absolute()), "{files:?}");
         }
         // Twice the same program needs the same files.
         assert_eq!(needed_by(&[exe.clone(), exe]).unwrap(), needs);
