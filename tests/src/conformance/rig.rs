@@ -7,6 +7,7 @@ use godwit_abi as abi;
 use godwit_state::{ClockV1, CpuState, Model, RawSection, decode_section};
 use std::ffi::c_void;
 use std::sync::Once;
+use std::time::Duration;
 
 /// Guest memory of a test.
 pub struct Ram {
@@ -179,6 +180,11 @@ macro_rules! function {
 }
 
 impl Vcpu {
+    /// The handle, for a call that a case makes itself.
+    pub fn handle(&self) -> abi::VcpuHandle {
+        self.handle
+    }
+
     /// Runs until it ends.
     pub fn run(&self) -> Result<Ended, Failure> {
         let mut exit = abi::Exit { size: size_of::<abi::Exit>() as u32, reason: 0 };
@@ -458,6 +464,34 @@ impl Rig {
     pub fn extension(&self, name: &str) -> *const c_void {
         // SAFETY: a live handle.
         unsafe { function!(self.plugin, vm_extension)(self.vm.handle, text(name)) }
+    }
+
+    /// Runs vCPU 0 in short turns, the clock stopped between them, until its saved state is as wanted. However busy the host
+    /// is, a turn that came to nothing is followed by another. Leaves the clock stopped.
+    ///
+    /// # Panics
+    /// If a turn does not end by its kick.
+    pub fn run_until(&self, mut wanted: impl FnMut(&CpuState) -> bool) -> CpuState {
+        let cpu = self.cpu();
+        loop {
+            self.start(0);
+            std::thread::scope(|s| {
+                let thread = s.spawn(|| cpu.run());
+                std::thread::sleep(Duration::from_millis(5));
+                cpu.kick();
+                assert_eq!(
+                    thread.join().expect("no panic"),
+                    Ok(Ended::Kicked),
+                    "log: {:?}",
+                    self.board.log()
+                );
+            });
+            self.stop();
+            let state = cpu.save();
+            if wanted(&state) {
+                return state;
+            }
+        }
     }
 
     /// From now on a write to [`DONE`] kicks vCPU 0.

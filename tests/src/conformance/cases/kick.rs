@@ -58,8 +58,8 @@ pub(super) fn kick_ends_a_busy_loop(plugin: Plugin) {
         a.jmp(top)
     });
     let rig = Rig::long(plugin, 0, &program);
-    kick_while_running(&rig, Some(Event::Out(MARK, 1, 0)));
-    assert!(rig.cpu().save().regs.gpr[3] > 0);
+    rig.run_until(|s| s.regs.gpr[3] > 0);
+    assert_eq!(rig.board.take(), [Event::Out(MARK, 1, 0)]);
 }
 
 pub(super) fn kick_ends_a_ring_3_loop(plugin: Plugin) {
@@ -70,9 +70,7 @@ pub(super) fn kick_ends_a_ring_3_loop(plugin: Plugin) {
         a.jmp(top)
     });
     let rig = Rig::long(plugin, 3, &program);
-    kick_while_running(&rig, None);
-    let state = rig.cpu().save();
-    assert!(state.regs.gpr[3] > 0);
+    let state = rig.run_until(|s| s.regs.gpr[3] > 0);
     assert_eq!(state.system.cs.dpl(), 3);
 }
 

@@ -25,7 +25,7 @@ macro_rules! cases {
 /// For every backend.
 pub const ALL: &[Case] = cases! {
     table: descriptor_is_sane probe_is_sane bad_configurations_are_refused bad_hosts_are_refused
-        bad_slots_are_refused bad_vcpus_are_refused errors_fit_a_short_buffer machines_come_and_go;
+        bad_slots_are_refused short_structs_are_refused bad_vcpus_are_refused errors_fit_a_short_buffer machines_come_and_go;
     state: reset_is_architectural load_and_save_are_identical sections_are_checked clock_is_kept;
     kick: kick_before_run_is_kept kicks_do_not_add_up;
 };

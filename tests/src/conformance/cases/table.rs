@@ -153,3 +153,54 @@ pub(super) fn machines_come_and_go(plugin: Plugin) {
         }
     }
 }
+
+pub(super) fn short_structs_are_refused(plugin: Plugin) {
+    let rig = Rig::new(plugin);
+    let (vm, vcpu, t) = (rig.handle(), rig.cpu().handle(), plugin.table);
+    let invalid = |what: &str, f: &mut dyn FnMut(*mut abi::ErrorText) -> i32| {
+        let error = call(|err| f(err)).expect_err(what);
+        assert_eq!(error.code, abi::ERR_INVALID, "{what}: {error:?}");
+        assert!(!error.text.is_empty(), "{what}");
+    };
+    let slot = abi::MemorySlot {
+        size: 8,
+        slot: 1,
+        gpa: 1 << 30,
+        len: abi::GUEST_PAGE_SIZE,
+        host: rig.ram_ptr(),
+        flags: 0,
+    };
+    let route = abi::MsiRoute { size: 8, gsi: 1, address: 0xfee0_0000, data: 0x30, flags: 0 };
+    let odd = abi::MsiRoute { size: size_of::<abi::MsiRoute>() as u32, flags: 1 << 31, ..route };
+    let kind = crate::conformance::plugin::text("x86.regs");
+    let section = abi::Section { size: 8, version: 1, kind, data: kind, flags: 0, reserved: 0 };
+    let loud = abi::Section { size: size_of::<abi::Section>() as u32, flags: 1 << 31, ..section };
+    let mut exit = abi::Exit { size: 4, reason: 0 };
+    let sink = abi::Sink { size: 8, reserved: 0, ctx: std::ptr::null_mut(), put: None };
+    let mute = abi::Sink { size: size_of::<abi::Sink>() as u32, ..sink };
+    let words = [0u64; 3];
+    // SAFETY: live handles; each struct is readable as far as its size says, or null.
+    unsafe {
+        let map = t.vm_map_memory.expect("mandatory");
+        invalid("a short slot", &mut |err| map(vm, &slot, err));
+        invalid("no slot", &mut |err| map(vm, std::ptr::null(), err));
+        let routes = t.vm_set_routes.expect("mandatory");
+        invalid("a short route", &mut |err| routes(vm, &route, 1, err));
+        invalid("a route with unknown flags", &mut |err| routes(vm, &odd, 1, err));
+        invalid("no routes where there should be", &mut |err| routes(vm, std::ptr::null(), 1, err));
+        let load = t.vcpu_load.expect("mandatory");
+        invalid("a short section", &mut |err| load(vcpu, &section, 1, err));
+        invalid("a section with unknown flags", &mut |err| load(vcpu, &loud, 1, err));
+        let save = t.vcpu_save.expect("mandatory");
+        invalid("no sink", &mut |err| save(vcpu, std::ptr::null(), err));
+        invalid("a short sink", &mut |err| save(vcpu, &sink, err));
+        invalid("a sink without a function", &mut |err| save(vcpu, &mute, err));
+        let run = t.vcpu_run.expect("mandatory");
+        invalid("a short exit", &mut |err| run(vcpu, &mut exit, err));
+        rig.log(true).expect("the log starts");
+        let take = t.vm_take_dirty_log.expect("mandatory");
+        let mut bitmap = words;
+        invalid("a bitmap of another length", &mut |err| take(vm, 0, bitmap.as_mut_ptr(), 3, err));
+        invalid("no bitmap", &mut |err| take(vm, 0, std::ptr::null_mut(), 16, err));
+    }
+}
