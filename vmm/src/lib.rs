@@ -12,12 +12,12 @@
 pub mod api;
 pub mod board;
 pub mod cli;
+pub mod config;
+pub mod control;
+pub mod machine;
 pub mod memory;
 pub mod migrate;
-pub mod plugin {
-    //! Loading of CPU backends.
-    pub mod trust;
-}
+pub mod plugin;
 pub mod sandbox;
 pub mod snapshot;
 pub mod state;

@@ -8,6 +8,7 @@
 //! `to_le_bytes`; a bare `write_obj(u32)` is a bug.
 
 mod pages;
+pub mod ram;
 mod touched;
 mod tracker;
 

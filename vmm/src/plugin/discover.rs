@@ -1,0 +1,151 @@
+//! Where plugins are, and which one to take.
+
+use super::load::{Plugin, PluginError, Probe};
+use super::trust::Pin;
+use super::vm::BackendError;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What `--backend` says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// The usable backend of the highest rank.
+    #[default]
+    Auto,
+    /// The backend of that name.
+    Name(String),
+    /// The plugin at that path.
+    Path(PathBuf),
+}
+
+impl std::str::FromStr for Choice {
+    type Err = std::convert::Infallible;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Ok(match s {
+            "auto" => Choice::Auto,
+            path if path.contains('/') => Choice::Path(path.into()),
+            name => Choice::Name(name.into()),
+        })
+    }
+}
+
+/// A plugin file that was found, or a backend that is linked in.
+pub struct Candidate {
+    /// Where.
+    pub path: PathBuf,
+    /// The plugin, or why it was not loaded.
+    pub plugin: Result<Arc<Plugin>, PluginError>,
+    /// What it can do here, or why it cannot be used.
+    pub probe: Option<Result<Probe, BackendError>>,
+}
+
+impl Candidate {
+    fn new(path: PathBuf, plugin: Result<Arc<Plugin>, PluginError>) -> Self {
+        let probe = plugin.as_ref().ok().map(|p| p.probe());
+        Candidate { path, plugin, probe }
+    }
+
+    fn usable(&self) -> Option<&Arc<Plugin>> {
+        self.plugin.as_ref().ok().filter(|_| matches!(self.probe, Some(Ok(_))))
+    }
+
+    /// Why it cannot be used.
+    pub fn reason(&self) -> Option<String> {
+        match (&self.plugin, &self.probe) {
+            (Err(e), _) => Some(e.to_string()),
+            (Ok(_), Some(Err(e))) => Some(e.to_string()),
+            _ => None,
+        }
+    }
+}
+
+/// Directories that are searched: `given` alone, or beside the program and `../lib/godwit` from it.
+fn directories(given: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(dir) = given {
+        return vec![std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())];
+    }
+    let Some(bin) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)) else {
+        return Vec::new();
+    };
+    let lib = bin.parent().map(|up| up.join("lib/godwit"));
+    std::iter::once(bin).chain(lib).collect()
+}
+
+fn files(given: Option<&Path>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in directories(given) {
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        let mut here: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
+        here.retain(|p| {
+            let name = p.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("libgodwit_backend_") && name.ends_with(".so")
+        });
+        here.sort();
+        found.extend(here);
+    }
+    found
+}
+
+#[cfg(feature = "static-backends")]
+fn linked() -> Vec<Candidate> {
+    let all = [
+        ("kvm (linked in)", godwit_kvm::entry as extern "C" fn() -> _),
+        ("interp (linked in)", godwit_interp::entry as extern "C" fn() -> _),
+    ];
+    all.map(|(name, entry)| Candidate::new(name.into(), Plugin::linked(name, entry))).into()
+}
+
+#[cfg(not(feature = "static-backends"))]
+fn linked() -> Vec<Candidate> {
+    Vec::new()
+}
+
+/// Loads and probes every plugin that is found.
+pub fn candidates(dir: Option<&Path>, pins: &[Pin]) -> Vec<Candidate> {
+    let loaded = files(dir).into_iter().map(|path| {
+        let plugin = Plugin::load(&path, pins);
+        Candidate::new(path, plugin)
+    });
+    linked().into_iter().chain(loaded).collect()
+}
+
+/// The backend that the user asked for; an error says what was found and why it will not do.
+///
+/// # Errors
+/// Text for the user.
+pub fn choose(choice: &Choice, dir: Option<&Path>, pins: &[Pin]) -> Result<Arc<Plugin>, String> {
+    if let Choice::Path(path) = choice {
+        let path = std::path::absolute(path).map_err(|e| format!("plugin {}: {e}", path.display()))?;
+        let plugin = Plugin::load(&path, pins).map_err(|e| e.to_string())?;
+        plugin.probe().map_err(|e| format!("plugin {}: {e}", path.display()))?;
+        return Ok(plugin);
+    }
+    // A name that is a plugin's file name need not load the others.
+    let named = |c: &Candidate| match choice {
+        Choice::Name(name) => c.plugin.as_ref().is_ok_and(|p| p.descriptor().name == *name),
+        _ => true,
+    };
+    let mut all = candidates(dir, pins);
+    all.sort_by_key(|c| std::cmp::Reverse(c.plugin.as_ref().map_or(0, |p| p.descriptor().rank)));
+    if let Some(plugin) = all.iter().filter(|c| named(c)).find_map(Candidate::usable) {
+        return Ok(Arc::clone(plugin));
+    }
+    let wanted = match choice {
+        Choice::Name(name) => format!("no usable backend named {name}"),
+        _ => "no usable backend".into(),
+    };
+    let mut text = wanted;
+    for c in &all {
+        let reason = c.reason().unwrap_or_else(|| "usable, but not the one asked for".into());
+        text.push_str(&format!("\n  {}: {reason}", c.path.display()));
+    }
+    if all.is_empty() {
+        let dirs: Vec<_> = directories(dir).iter().map(|d| d.display().to_string()).collect();
+        text.push_str(&format!(
+            ": no libgodwit_backend_*.so in {}; give --backend-dir or --backend /path/to/plugin.so",
+            dirs.join(" or ")
+        ));
+    }
+    Err(text)
+}
