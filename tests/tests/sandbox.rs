@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use godwit_abi::{self as abi, BackendTable, EntryFn, ErrorText, Exit, HostTable, Text, VmConfig};
-use godwit_vmm::sandbox::{BackendNeeds, Kind, Policy, handler};
+use godwit_vmm::sandbox::{self, BackendNeeds, Kind, Policy, handler};
 
 const CHILD: &str = "GODWIT_SANDBOX_CHILD";
 
@@ -90,8 +90,8 @@ fn child() {
             std::process::exit(2);
         }
     };
-    godwit_vmm::sandbox::prepare(None).unwrap();
-    let policy = Policy::builtin(&needs).unwrap();
+    sandbox::prepare(None).unwrap();
+    assert!(sandbox::choose(Policy::builtin(&needs).unwrap()));
     let host = HostTable {
         size: u32::try_from(size_of::<HostTable>()).unwrap(),
         reserved: 0,
@@ -138,7 +138,7 @@ fn child() {
     let (signal_msi, run) = (table.vm_signal_msi.unwrap(), table.vcpu_run.unwrap());
     std::thread::spawn(move || {
         let (kind, name) = if device { (Kind::Device, "devices") } else { (Kind::Vcpu, "vcpu 0") };
-        policy.install(kind, name).unwrap();
+        sandbox::enter(kind, name).unwrap();
         let mut error = ErrorText { size: 32, reserved: 0, ptr: std::ptr::null_mut(), cap: 0, len: 0 };
         let mut exit = Exit { size: 8, reason: 0 };
         // SAFETY: as the contract says for each of the two threads.

@@ -1,7 +1,7 @@
 //! seccomp: what each kind of thread may ask of the host's kernel.
 //!
-//! `main` calls [`prepare`] and makes a [`Policy`] once the backend is loaded; each thread calls
-//! [`Policy::install`] as its first act, the control thread when the machine is built and all its threads run. No guest
+//! `main` calls [`prepare`], and [`choose`]s a [`Policy`] once the backend is loaded; each thread calls
+//! [`enter`] as its first act, the control thread when the machine is built and all its threads run. No guest
 //! instruction runs before its vCPU's thread has its filter.
 //!
 //! ```text
@@ -22,6 +22,7 @@ pub mod table;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::OnceLock;
 
 use bpf::{Answer, Instruction, Rule, Target};
 pub use ceiling::{BackendNeeds, CeilingError};
@@ -170,6 +171,20 @@ pub fn prepare(log: Option<i32>) -> io::Result<()> {
         unsafe { std::env::remove_var(name) };
     }
     handler::install(log)
+}
+
+/// The process's filters: one process runs one guest.
+static POLICY: OnceLock<Policy> = OnceLock::new();
+
+/// Settles the filters of all threads that [`enter`] from now on. Once: false if they were settled before.
+pub fn choose(policy: Policy) -> bool {
+    POLICY.set(policy).is_ok()
+}
+
+/// Binds the calling thread to the filter of its kind, if filters were chosen: see [`Policy::install`]. A thread's first
+/// act, except the control thread's, which enters when its machine is built.
+pub fn enter(kind: Kind, name: &str) -> Result<(), SandboxError> {
+    POLICY.get().map_or(Ok(()), |policy| policy.install(kind, name))
 }
 
 /// Whether the calling thread has a filter. What a filter would end the process for is then better refused.
