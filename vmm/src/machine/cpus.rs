@@ -2,8 +2,9 @@
 
 use super::{Event, EventSink, MachineError};
 use crate::plugin::{BackendVcpu, BackendVm, Exit, Kicker};
+use crate::sandbox;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -138,15 +139,27 @@ impl Cpus {
         let made: Vec<BackendVcpu> = (0..count).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
         let _ = gate.kickers.set(made.iter().map(BackendVcpu::kicker).collect());
         let mut all = Cpus { gate, cpus: Vec::new(), throttler: None };
+        let (tell, entered) = mpsc::channel();
         for (id, vcpu) in (0..).zip(made) {
             let vcpu = Arc::new(Mutex::new(vcpu));
             let (gate, theirs, events) = (Arc::clone(&all.gate), Arc::clone(&vcpu), Arc::clone(&events));
+            let (name, tell) = (format!("vcpu{id}"), tell.clone());
             let thread = std::thread::Builder::new()
-                .name(format!("vcpu{id}"))
-                .spawn(move || run(id, &gate, &theirs, &events))
+                .name(name.clone())
+                .spawn(move || {
+                    // No guest instruction without its filter.
+                    let filter = sandbox::enter(sandbox::Kind::Vcpu, &name);
+                    let bound = filter.is_ok();
+                    let _ = tell.send(filter);
+                    if bound {
+                        run(id, &gate, &theirs, &events);
+                    }
+                })
                 .map_err(MachineError::host("vCPU thread"))?;
             all.cpus.push(Cpu { vcpu, thread: Some(thread) });
         }
+        drop(tell);
+        entered.iter().collect::<Result<(), _>>()?;
         Ok(all)
     }
 

@@ -15,11 +15,12 @@ use crate::board::timers::{Timed, Timers, Waker};
 use crate::board::{PowerSink, pm};
 use crate::memory::GuestRam;
 use crate::plugin::BackendVm;
+use crate::sandbox;
 use crate::virtio::slots::{Board, DevicesConfig, Slots};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -187,7 +188,14 @@ impl Loop {
         manager.add_subscriber(shared(Bell(bell.try_clone().map_err(MachineError::host("device thread"))?)));
         let end = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&end);
+        let (tell, entered) = mpsc::channel();
         let serve = move || {
+            let filter = sandbox::enter(sandbox::Kind::Device, "devices");
+            let bound = filter.is_ok();
+            let _ = tell.send(filter);
+            if !bound {
+                return;
+            }
             while !ended.load(Ordering::Acquire) {
                 if let Err(e) = manager.run() {
                     tracing::error!("device thread: {e:?}");
@@ -199,6 +207,7 @@ impl Loop {
             .name("devices".into())
             .spawn(serve)
             .map_err(MachineError::host("device thread"))?;
+        entered.iter().collect::<Result<(), _>>()?;
         Ok(Loop { end, bell, thread: Some(thread) })
     }
 }

@@ -82,6 +82,9 @@ pub enum MachineError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// A thread got no filter.
+    #[error(transparent)]
+    Sandbox(#[from] crate::sandbox::SandboxError),
     /// The host refused something.
     #[error("{what}: {source}")]
     Host {

@@ -65,11 +65,15 @@ fn directories(given: Option<&Path>) -> Vec<PathBuf> {
     if let Some(dir) = given {
         return vec![std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned())];
     }
-    let Some(bin) = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned)) else {
+    // In a jail there is no /proc to ask; the jailer starts the program by its absolute path.
+    let named = || std::env::args_os().next().map(PathBuf::from).filter(|p| p.is_absolute());
+    let Some(bin) =
+        std::env::current_exe().ok().or_else(named).and_then(|exe| exe.parent().map(Path::to_owned))
+    else {
         return Vec::new();
     };
-    let lib = bin.parent().map(|up| up.join("lib/godwit"));
-    std::iter::once(bin).chain(lib).collect()
+    let lib = bin.parent().unwrap_or(Path::new("/")).join("lib/godwit");
+    vec![bin, lib]
 }
 
 fn files(given: Option<&Path>) -> Vec<PathBuf> {

@@ -140,6 +140,11 @@ impl BackendNeeds {
         Ok(Self { rules: requests })
     }
 
+    /// As [`BackendNeeds::new`], of a loaded plugin.
+    pub fn of(backend: &crate::plugin::Descriptor) -> Result<Self, CeilingError> {
+        Self::new(backend.system_calls.iter().map(String::as_str), &backend.ioctls)
+    }
+
     pub(super) fn rules(&self) -> &[Rule] {
         &self.rules
     }
