@@ -5,7 +5,7 @@ use godwit_state::{
     SystemV1, TableV1, TscV1, access, model::Feature,
 };
 use iced_x86::IcedError;
-use iced_x86::code_asm::CodeAssembler;
+use iced_x86::code_asm::{CodeAssembler, al, byte_ptr};
 
 /// RAM of a test, from address 0.
 pub const RAM: u64 = 4 << 20;
@@ -31,6 +31,22 @@ pub const LAPIC: u32 = 0xfee0_0000;
 pub const MARK: u16 = 0x80;
 /// A program says here that it is done.
 pub const DONE: u16 = 0xf4;
+
+/// A byte that lets a program go on after [`done`].
+pub const GO: u64 = 0x3ff0;
+
+/// Says that the program is done, then waits to be let go on: a kick ends `run` soon, not at once.
+///
+/// # Errors
+/// None that a test can have.
+pub fn done(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut wait = a.create_label();
+    a.out(i32::from(DONE), al)?;
+    a.set_label(&mut wait)?;
+    a.cmp(byte_ptr(GO), 0)?;
+    a.je(wait)?;
+    a.mov(byte_ptr(GO), 0)
+}
 
 /// Where the handler of a vector is: 64 bytes each.
 pub fn handler(vector: u8) -> u64 {

@@ -78,7 +78,10 @@ impl Plugin {
             format!("{file} is not built: cargo build -p godwit-plugin-{name}, or set GODWIT_PLUGIN_DIR")
         })?;
         // SAFETY: a plugin of this workspace, whose initialisers do nothing.
-        let library = unsafe { libloading::Library::new(&path) }.map_err(|e| e.to_string())?;
+        let library = unsafe { libloading::Library::new(&path) }.map_err(|e| {
+            let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), |c| format!("{e}: {c}"));
+            format!("{}: {cause}", path.display())
+        })?;
         // SAFETY: the contract's type for the contract's symbol.
         let entry = unsafe { library.get::<abi::EntryFn>(abi::ENTRY_SYMBOL.to_bytes()) }
             .map_err(|e| format!("{}: {e}", path.display()))?;

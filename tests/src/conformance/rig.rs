@@ -510,14 +510,23 @@ impl Rig {
     /// If it ends otherwise.
     pub fn run_to_done(&self) -> Vec<Event> {
         self.start(0);
-        self.run_more()
+        self.run_on()
+    }
+
+    /// Lets a program that was done go on to where it is done again.
+    ///
+    /// # Panics
+    /// If it ends otherwise.
+    pub fn run_more(&self) -> Vec<Event> {
+        self.ram.write(code::GO, &[1]);
+        self.run_on()
     }
 
     /// [`Self::run_to_done`] with the clock running already.
     ///
     /// # Panics
     /// If it ends otherwise.
-    pub fn run_more(&self) -> Vec<Event> {
+    pub fn run_on(&self) -> Vec<Event> {
         self.kick_when_done();
         assert_eq!(self.cpu().run(), Ok(Ended::Kicked), "log: {:?}", self.board.log());
         let mut events = self.board.take();

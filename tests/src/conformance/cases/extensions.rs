@@ -2,7 +2,7 @@
 
 use super::interrupts::put_handler;
 use crate::conformance::board::Event;
-use crate::conformance::code::{CODE, DEVICE, DONE, MARK, assemble};
+use crate::conformance::code::{self, CODE, DEVICE, MARK, assemble};
 use crate::conformance::plugin::{Plugin, call, read};
 use crate::conformance::rig::Rig;
 use godwit_abi::{Counters1, Doorbell1, EXT_COUNTERS_1, EXT_DOORBELL_1, EXT_IRQFD_1, Irqfd1, Text};
@@ -59,7 +59,7 @@ pub(super) fn doorbells_ring(plugin: Plugin) {
         a.mov(dword_ptr(rbx + 0x50), 1)?;
         a.mov(dword_ptr(rbx + 0x50), 1)?;
         a.mov(word_ptr(rbx + 0x60), 7)?;
-        a.out(DONE as i32, al)?;
+        code::done(a)?;
         a.jmp(CODE)
     });
     let (one, any) = (EventFd::new(), EventFd::new());
@@ -97,7 +97,7 @@ pub(super) fn irqfds_interrupt(plugin: Plugin) {
         a.je(top)?;
         a.cli()?;
         a.mov(byte_ptr(0x3000), 0)?;
-        a.out(DONE as i32, al)?;
+        code::done(a)?;
         a.jmp(CODE)
     });
     let fd = EventFd::new();
@@ -131,7 +131,7 @@ pub(super) fn counters_count(plugin: Plugin) {
     }
     let program = assemble(64, CODE, |a| {
         a.out(MARK as i32, al)?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::long(plugin, 0, &program);
     let Some(counters) = table::<Counters1>(&rig, EXT_COUNTERS_1) else { return };

@@ -46,7 +46,7 @@ fn halt_then_done() -> Vec<u8> {
         a.sti()?;
         a.hlt()?;
         a.cli()?;
-        a.out(DONE as i32, al)
+        code::done(a)
     })
 }
 
@@ -109,7 +109,7 @@ pub(super) fn extint_is_acknowledged(plugin: Plugin) {
         a.sti()?;
         until_marked(a)?;
         a.cli()?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = with_extint(plugin, &program);
     rig.board.push_extint(0x28);
@@ -158,7 +158,7 @@ pub(super) fn extint_waits_for_the_flag(plugin: Plugin) {
         a.sti()?;
         until_marked(a)?;
         a.cli()?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = with_extint(plugin, &program);
     rig.board.push_extint(0x28);
@@ -200,7 +200,7 @@ pub(super) fn nmi_is_taken(plugin: Plugin) {
         a.mov(al, 1)?;
         a.out(MARK as i32, al)?;
         a.hlt()?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::long(plugin, 0, &program);
     put_handler(&rig, 2, false);
@@ -242,7 +242,7 @@ pub(super) fn other_cpu_starts(plugin: Plugin) {
         a.set_label(&mut wait)?;
         a.cmp(byte_ptr(0x3000), 0)?;
         a.je(wait)?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::with(plugin, 2, Model::X86_64, 0);
     rig.fill_long(&program);

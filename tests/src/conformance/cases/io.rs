@@ -1,7 +1,7 @@
 //! Port and memory I/O.
 
 use crate::conformance::board::{Event, memory_value, port_value};
-use crate::conformance::code::{CODE, DEVICE, DONE, assemble};
+use crate::conformance::code::{self, CODE, DEVICE, DONE, assemble};
 use crate::conformance::plugin::Plugin;
 use crate::conformance::rig::{Ended, Rig};
 use iced_x86::code_asm::*;
@@ -24,7 +24,7 @@ pub(super) fn ports_of_all_widths(plugin: Plugin) {
         a.in_(eax, dx)?;
         a.mov(esi, eax)?;
         a.in_(al, 0x61)?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::real(plugin, &program);
     let events = rig.run_to_done();
@@ -43,7 +43,7 @@ pub(super) fn ports_of_all_widths(plugin: Plugin) {
     assert_eq!(regs.gpr[3], 0xffff_ff00 | port_value(PORT, 1));
     assert_eq!(regs.gpr[1], 0xffff_0000 | port_value(PORT, 2));
     assert_eq!(regs.gpr[6], port_value(PORT, 4));
-    assert_eq!(regs.rip, CODE + program.len() as u64);
+    assert!(regs.rip > CODE && regs.rip < CODE + program.len() as u64, "it waits at its end");
 }
 
 pub(super) fn string_ports(plugin: Plugin) {
@@ -59,7 +59,7 @@ pub(super) fn string_ports(plugin: Plugin) {
         a.mov(ecx, 2)?;
         a.mov(esi, 0x3000)?;
         a.rep().outsd()?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::long(plugin, 0, &program);
     rig.ram.write(0x3000, b"godwit!!");
@@ -89,7 +89,7 @@ pub(super) fn memory_of_all_widths(plugin: Plugin) {
         a.mov(esi, dword_ptr(rbx + 0x60))?;
         a.mov(rdi, qword_ptr(rbx + 0x70))?;
         a.or(dword_ptr(rbx + 0x80), 1)?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::long(plugin, 0, &program);
     let events = rig.run_to_done();
@@ -124,41 +124,35 @@ pub(super) fn interrupted_access_is_complete(plugin: Plugin) {
         a.mov(ecx, 3)?;
         a.mov(edx, 0x71)?;
         a.rep().insb()?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::long(plugin, 0, &program);
     let cpu = rig.cpu();
     rig.start(0);
     rig.board.set_hook(move |_| cpu.kick());
-    let mut previous = 0;
-    let mut returns = 0;
-    loop {
+    let mut seen = Vec::new();
+    while !seen.iter().any(|e| matches!(e, Event::Out(DONE, ..))) {
         assert_eq!(cpu.run(), Ok(Ended::Kicked));
-        returns += 1;
         rig.stop();
         let state = cpu.save();
-        let seen = rig.board.take();
-        assert!(seen.len() <= 3, "each kick ends the run soon: {seen:?}");
-        match seen[0] {
-            Event::Read(..) => assert_eq!(state.regs.gpr[6], memory_value(DEVICE, 8)),
-            Event::In(0x70, 1) => assert_eq!(state.regs.gpr[0] as u8, port_value(0x70, 1) as u8),
-            Event::In(0x71, 1) => {
-                let done = state.regs.gpr[7] - 0x3100;
-                assert!(done > previous && state.regs.gpr[1] == 3 - done, "{done} after {previous}");
-                previous = done;
-                assert_eq!(
-                    rig.ram.read(0x3100, done as usize),
-                    vec![port_value(0x71, 1) as u8; done as usize]
-                );
-            }
-            Event::Out(DONE, ..) => break,
-            other => panic!("{other:?}"),
+        seen.extend(rig.board.take());
+        // Every access that the board has answered has reached its register, and no other.
+        let count = |event: Event| seen.iter().filter(|e| **e == event).count() as u64;
+        if count(Event::Read(DEVICE, 8)) == 1 {
+            assert_eq!(state.regs.gpr[6], memory_value(DEVICE, 8));
         }
-        assert!(returns < 10);
+        if count(Event::In(0x70, 1)) == 1 {
+            assert_eq!(state.regs.gpr[0] as u8, port_value(0x70, 1) as u8);
+        }
+        let bytes = count(Event::In(0x71, 1));
+        if bytes > 0 {
+            assert_eq!((state.regs.gpr[7], state.regs.gpr[1]), (0x3100 + bytes, 3 - bytes));
+            assert_eq!(rig.ram.read(0x3100, bytes as usize), vec![port_value(0x71, 1) as u8; bytes as usize]);
+        }
+        assert!(count(Event::Read(DEVICE, 8)) <= 1 && count(Event::In(0x70, 1)) <= 1 && bytes <= 3);
         // What was saved is enough to go on from.
         cpu.load(&state);
         rig.start(0);
     }
-    assert_eq!(previous, 3);
-    assert_eq!(rig.cpu().save().regs.rip, CODE + program.len() as u64);
+    assert_eq!(seen.iter().filter(|e| matches!(e, Event::In(0x71, 1))).count(), 3);
 }

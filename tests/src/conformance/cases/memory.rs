@@ -1,7 +1,7 @@
 //! Memory slots, the dirty log, writes behind the guest's back.
 
 use crate::conformance::board::Event;
-use crate::conformance::code::{CODE, DONE, MARK, assemble};
+use crate::conformance::code::{self, CODE, MARK, assemble};
 use crate::conformance::plugin::Plugin;
 use crate::conformance::rig::Rig;
 use godwit_abi::{GUEST_PAGE_SIZE, SLOT_READ_ONLY};
@@ -14,7 +14,7 @@ fn writer(pages: &[u64]) -> Vec<u8> {
             a.mov(ebx, (page * GUEST_PAGE_SIZE + 8) as u32)?;
             a.mov(byte_ptr(rbx), 0x5a)?;
         }
-        a.out(DONE as i32, al)
+        code::done(a)
     })
 }
 
@@ -61,7 +61,7 @@ pub(super) fn written_code_is_seen(plugin: Plugin) {
         assemble(64, CODE, |a| {
             a.mov(al, value)?;
             a.out(MARK as i32, al)?;
-            a.out(DONE as i32, al)?;
+            code::done(a)?;
             a.jmp(CODE)
         })
     };
@@ -81,7 +81,7 @@ pub(super) fn read_only_writes_go_to_the_board(plugin: Plugin) {
         a.mov(ecx, dword_ptr(rbx))?;
         a.mov(dword_ptr(rbx + 4), 0x55)?;
         a.mov(edx, dword_ptr(rbx + 4))?;
-        a.out(DONE as i32, al)
+        code::done(a)
     });
     let rig = Rig::long(plugin, 0, &program);
     // The upper half of RAM, seen a second time.
@@ -99,7 +99,7 @@ pub(super) fn slots_can_be_moved(plugin: Plugin) {
     let program = assemble(64, CODE, |a| {
         a.mov(ebx, AT as u32)?;
         a.mov(ecx, dword_ptr(rbx))?;
-        a.out(DONE as i32, al)?;
+        code::done(a)?;
         a.jmp(CODE)
     });
     let rig = Rig::long(plugin, 0, &program);
