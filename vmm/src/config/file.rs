@@ -1,0 +1,238 @@
+//! The config file: one JSON object with a member for each request that would configure the same by the API.
+
+use super::{BootSourceConfig, Invalid, LoggerConfig, MachineConfig, MachineSpec, refused};
+use crate::virtio::block::DriveConfig;
+use crate::virtio::net::NetworkInterfaceConfig;
+use crate::virtio::rng::EntropyConfig;
+use crate::virtio::slots::DevicesConfig;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Longest config file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+refused! {
+    cpu_config: "cpu-config", "custom CPU templates are not offered; use cpu_model in machine-config";
+    vsock: "vsock", "the vsock device is not built in yet";
+    balloon: "balloon", "the balloon device is not built in yet";
+    mmds_config: "mmds-config", "the metadata service is not built in yet";
+    pmem: "pmem", "persistent memory devices are not offered";
+    memory_hotplug: "memory-hotplug", "memory cannot be plugged in";
+    serial: "serial", "the serial port is always on standard input and output";
+    metrics: "metrics", "metrics are not built in yet";
+}
+
+/// The file as it is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ConfigFile {
+    /// What to boot.
+    pub boot_source: BootSourceConfig,
+    /// vCPUs, memory, CPU model.
+    #[serde(default)]
+    pub machine_config: MachineConfig,
+    /// Disks.
+    #[serde(default)]
+    pub drives: Vec<DriveConfig>,
+    /// Network interfaces.
+    #[serde(default)]
+    pub network_interfaces: Vec<NetworkInterfaceConfig>,
+    /// Entropy device.
+    #[serde(default)]
+    pub entropy: Option<EntropyConfig>,
+    /// Log.
+    #[serde(default)]
+    pub logger: Option<LoggerConfig>,
+    #[serde(default, rename = "metrics", deserialize_with = "metrics")]
+    _metrics: (),
+    #[serde(default, rename = "cpu-config", deserialize_with = "cpu_config")]
+    _cpu_config: (),
+    #[serde(default, rename = "vsock", deserialize_with = "vsock")]
+    _vsock: (),
+    #[serde(default, rename = "balloon", deserialize_with = "balloon")]
+    _balloon: (),
+    #[serde(default, rename = "mmds-config", deserialize_with = "mmds_config")]
+    _mmds_config: (),
+    #[serde(default, rename = "pmem", deserialize_with = "pmem")]
+    _pmem: (),
+    #[serde(default, rename = "memory-hotplug", deserialize_with = "memory_hotplug")]
+    _memory_hotplug: (),
+    #[serde(default, rename = "serial", deserialize_with = "serial")]
+    _serial: (),
+}
+
+/// Why a config file was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It could not be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
+    /// It is larger than any config file.
+    #[error("{}: larger than {MAX_FILE} bytes: is this a config file?", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not JSON, or not of the right shape; the text has line and column.
+    #[error("{}: {source}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        source: serde_json::Error,
+    },
+    /// A value that cannot be honoured.
+    #[error("{}: {source}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Which and why.
+        source: Invalid,
+    },
+}
+
+impl ConfigFile {
+    /// The machine that the file describes.
+    pub fn spec(&self) -> MachineSpec {
+        MachineSpec {
+            machine: self.machine_config.clone(),
+            boot: Some(self.boot_source.clone()),
+            devices: DevicesConfig {
+                drives: self.drives.clone(),
+                network_interfaces: self.network_interfaces.clone(),
+                entropy: self.entropy.clone(),
+            },
+        }
+    }
+}
+
+/// Parses the text of a config file; `path` is for messages.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
+    let path = || path.to_owned();
+    let file: ConfigFile =
+        serde_json::from_str(text).map_err(|source| ConfigError::Shape { path: path(), source })?;
+    file.machine_config
+        .validate()
+        .and_then(|()| file.boot_source.validate())
+        .map_err(|source| ConfigError::Value { path: path(), source })?;
+    Ok(file)
+}
+
+/// Reads and parses a config file.
+///
+/// # Errors
+/// See [`ConfigError`].
+pub fn read(path: &Path) -> Result<ConfigFile, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_FILE + 1), &mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    parse(path, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use godwit_state::Model;
+
+    fn error(text: &str) -> String {
+        parse(Path::new("vm.json"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn firecrackers_example_is_taken() {
+        let file = parse(
+            Path::new("vm.json"),
+            r#"{
+  "boot-source": { "kernel_image_path": "vmlinux.bin", "boot_args": "console=ttyS0 reboot=k panic=1 pci=off", "initrd_path": null },
+  "drives": [
+    { "drive_id": "rootfs", "partuuid": null, "is_root_device": true, "cache_type": "Unsafe", "is_read_only": false,
+      "path_on_host": "bionic.rootfs.ext4", "io_engine": "Sync", "rate_limiter": null, "socket": null }
+  ],
+  "machine-config": { "vcpu_count": 2, "mem_size_mib": 1024, "smt": false, "track_dirty_pages": false, "huge_pages": "None" },
+  "cpu-config": null, "balloon": null, "network-interfaces": [], "vsock": null, "logger": null, "metrics": null,
+  "mmds-config": null, "entropy": null
+}"#,
+        )
+        .unwrap();
+        let spec = file.spec();
+        assert_eq!((spec.machine.vcpu_count, spec.machine.mem_bytes()), (2, 1 << 30));
+        assert_eq!(spec.devices.drives[0].drive_id, "rootfs");
+        assert_eq!(spec.boot.unwrap().args(), "console=ttyS0 reboot=k panic=1 pci=off");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name_and_place() {
+        let e = error("{\n  \"boot-source\": {\"kernel_image_path\": \"k\"},\n  \"machine-confg\": {}\n}");
+        assert!(e.contains("vm.json") && e.contains("machine-confg") && e.contains("line 3 column"), "{e}");
+        let e = error("{\"boot-source\": {\"kernel_image_path\": \"k\", \"bootargs\": \"\"}}");
+        assert!(e.contains("bootargs") && e.contains("line 1 column"), "{e}");
+        let e = error("{\"machine-config\": {}}");
+        assert!(e.contains("boot-source"), "{e}");
+        let e = error("{\"boot-source\": {\"kernel_image_path\": \"k\"}\n\"x\"");
+        assert!(e.contains("line 2 column"), "{e}");
+    }
+
+    #[test]
+    fn what_is_not_offered_is_refused_by_name_and_place() {
+        for name in
+            ["cpu-config", "vsock", "balloon", "mmds-config", "pmem", "memory-hotplug", "serial", "metrics"]
+        {
+            let with = |value: &str| {
+                format!("{{\n\"boot-source\": {{\"kernel_image_path\": \"k\"}},\n\"{name}\": {value} }}")
+            };
+            let e = error(&with("{\"a\": 1}"));
+            assert!(e.contains(&format!("`{name}` is not supported")) && e.contains("line 3 column"), "{e}");
+            assert!(parse(Path::new("x"), &with("null")).is_ok(), "{name}");
+        }
+        let machine = |m: &str| {
+            format!("{{\"boot-source\": {{\"kernel_image_path\": \"k\"}}, \"machine-config\": {{{m}}}}}")
+        };
+        for (field, value) in [
+            ("vcpu_count", "0"),
+            ("vcpu_count", "33"),
+            ("mem_size_mib", "0"),
+            ("mem_size_mib", "65537"),
+            ("smt", "true"),
+            ("cpu_template", "\"T2\""),
+            ("huge_pages", "\"2M\""),
+            ("cpu_model", "\"pentium\""),
+            ("tsc_khz", "1"),
+        ] {
+            let e = error(&machine(&format!("\"{field}\": {value}")));
+            assert!(e.contains(field), "{field}: {e}");
+        }
+        let e = error(&machine("\"mem_size_mib\": -1"));
+        assert!(e.contains("line 1 column"), "{e}");
+    }
+
+    #[test]
+    fn our_own_fields_are_taken() {
+        let text = r#"{"boot-source": {"kernel_image_path": "k"}, "machine-config": {"cpu_model": "x86-64-v2", "tsc_khz": 1000000}}"#;
+        let spec = parse(Path::new("x"), text).unwrap().spec();
+        assert_eq!((spec.machine.cpu_model, spec.machine.tsc_khz), (Some(Model::V2), Some(1_000_000)));
+        assert_eq!((spec.machine.vcpu_count, spec.machine.mem_size_mib), (1, 128));
+    }
+
+    #[test]
+    fn a_command_line_has_bounds() {
+        let boot = |args: &str| {
+            let config = serde_json::json!({"kernel_image_path": "k", "boot_args": args});
+            serde_json::from_value::<BootSourceConfig>(config).unwrap().validate()
+        };
+        assert!(boot(&"a".repeat(2047)).is_ok());
+        assert_eq!(boot(&"a".repeat(2048)).unwrap_err().field, "boot_args");
+        assert_eq!(boot("a\nb").unwrap_err().field, "boot_args");
+    }
+}
