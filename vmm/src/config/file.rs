@@ -5,6 +5,7 @@ use crate::virtio::block::DriveConfig;
 use crate::virtio::net::NetworkInterfaceConfig;
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::slots::DevicesConfig;
+use crate::virtio::vsock::VsockConfig;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,6 @@ const MAX_FILE: u64 = 1 << 20;
 
 refused! {
     cpu_config: "cpu-config", "custom CPU templates are not offered; use cpu_model in machine-config";
-    vsock: "vsock", "the vsock device is not built in yet";
     balloon: "balloon", "the balloon device is not built in yet";
     mmds_config: "mmds-config", "the metadata service is not built in yet";
     pmem: "pmem", "persistent memory devices are not offered";
@@ -40,6 +40,9 @@ pub struct ConfigFile {
     /// Entropy device.
     #[serde(default)]
     pub entropy: Option<EntropyConfig>,
+    /// Sockets between guest and host.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
     /// Log.
     #[serde(default)]
     pub logger: Option<LoggerConfig>,
@@ -47,8 +50,6 @@ pub struct ConfigFile {
     _metrics: (),
     #[serde(default, rename = "cpu-config", deserialize_with = "cpu_config")]
     _cpu_config: (),
-    #[serde(default, rename = "vsock", deserialize_with = "vsock")]
-    _vsock: (),
     #[serde(default, rename = "balloon", deserialize_with = "balloon")]
     _balloon: (),
     #[serde(default, rename = "mmds-config", deserialize_with = "mmds_config")]
@@ -106,6 +107,7 @@ impl ConfigFile {
                 drives: self.drives.clone(),
                 network_interfaces: self.network_interfaces.clone(),
                 entropy: self.entropy.clone(),
+                vsock: self.vsock.clone(),
             },
         }
     }
@@ -186,9 +188,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused_by_name_and_place() {
-        for name in
-            ["cpu-config", "vsock", "balloon", "mmds-config", "pmem", "memory-hotplug", "serial", "metrics"]
-        {
+        for name in ["cpu-config", "balloon", "mmds-config", "pmem", "memory-hotplug", "serial", "metrics"] {
             let with = |value: &str| {
                 format!("{{\n\"boot-source\": {{\"kernel_image_path\": \"k\"}},\n\"{name}\": {value} }}")
             };
