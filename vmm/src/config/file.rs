@@ -1,6 +1,7 @@
 //! The config file: one JSON object with a member for each request that would configure the same by the API.
 
 use super::{BootSourceConfig, Invalid, LoggerConfig, MachineConfig, MachineSpec, refused};
+use crate::virtio::balloon::BalloonConfig;
 use crate::virtio::block::DriveConfig;
 use crate::virtio::net::NetworkInterfaceConfig;
 use crate::virtio::rng::EntropyConfig;
@@ -14,7 +15,6 @@ const MAX_FILE: u64 = 1 << 20;
 
 refused! {
     cpu_config: "cpu-config", "custom CPU templates are not offered; use cpu_model in machine-config";
-    balloon: "balloon", "the balloon device is not built in yet";
     mmds_config: "mmds-config", "the metadata service is not built in yet";
     pmem: "pmem", "persistent memory devices are not offered";
     memory_hotplug: "memory-hotplug", "memory cannot be plugged in";
@@ -40,6 +40,9 @@ pub struct ConfigFile {
     /// Entropy device.
     #[serde(default)]
     pub entropy: Option<EntropyConfig>,
+    /// Memory that can be taken back.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
     /// Sockets between guest and host.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
@@ -50,8 +53,6 @@ pub struct ConfigFile {
     _metrics: (),
     #[serde(default, rename = "cpu-config", deserialize_with = "cpu_config")]
     _cpu_config: (),
-    #[serde(default, rename = "balloon", deserialize_with = "balloon")]
-    _balloon: (),
     #[serde(default, rename = "mmds-config", deserialize_with = "mmds_config")]
     _mmds_config: (),
     #[serde(default, rename = "pmem", deserialize_with = "pmem")]
@@ -108,6 +109,7 @@ impl ConfigFile {
                 network_interfaces: self.network_interfaces.clone(),
                 entropy: self.entropy.clone(),
                 vsock: self.vsock.clone(),
+                balloon: self.balloon.clone(),
             },
         }
     }
@@ -188,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused_by_name_and_place() {
-        for name in ["cpu-config", "balloon", "mmds-config", "pmem", "memory-hotplug", "serial", "metrics"] {
+        for name in ["cpu-config", "mmds-config", "pmem", "memory-hotplug", "serial", "metrics"] {
             let with = |value: &str| {
                 format!("{{\n\"boot-source\": {{\"kernel_image_path\": \"k\"}},\n\"{name}\": {value} }}")
             };
