@@ -1,0 +1,244 @@
+//! Arithmetic flags, lazily: an instruction leaves its result, one operand and what it did; whoever reads
+//! a flag works it out.
+
+use crate::cpu::Cpu;
+use crate::regs::Int;
+
+/// Carry.
+pub(crate) const CF: u64 = 1;
+/// Parity of the low byte.
+pub(crate) const PF: u64 = 1 << 2;
+/// Carry out of bit 3.
+pub(crate) const AF: u64 = 1 << 4;
+/// Zero.
+pub(crate) const ZF: u64 = 1 << 6;
+/// Sign.
+pub(crate) const SF: u64 = 1 << 7;
+/// Single step.
+pub(crate) const TF: u64 = 1 << 8;
+/// Interrupts enabled.
+pub(crate) const IF: u64 = 1 << 9;
+/// String direction.
+pub(crate) const DF: u64 = 1 << 10;
+/// Overflow.
+pub(crate) const OF: u64 = 1 << 11;
+/// I/O privilege level.
+pub(crate) const IOPL: u64 = 3 << 12;
+/// Nested task.
+pub(crate) const NT: u64 = 1 << 14;
+/// Resume: no instruction breakpoint here.
+pub(crate) const RF: u64 = 1 << 16;
+/// Virtual-8086 mode.
+pub(crate) const VM: u64 = 1 << 17;
+/// Alignment check, and SMAP override.
+pub(crate) const AC: u64 = 1 << 18;
+/// Virtual interrupt flag.
+pub(crate) const VIF: u64 = 1 << 19;
+/// Virtual interrupt pending.
+pub(crate) const VIP: u64 = 1 << 20;
+/// CPUID is there.
+pub(crate) const ID: u64 = 1 << 21;
+/// The six arithmetic flags.
+pub(crate) const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
+
+/// What set the flags last, times four, plus the width's logarithm.
+pub(crate) mod kind {
+    /// `src` holds the flags themselves.
+    pub(crate) const BITS: u32 = 0;
+    /// Addition: `dst` result, `src` second operand.
+    pub(crate) const ADD: u32 = 1;
+    /// Subtraction or comparison: `dst` result, `src` second operand.
+    pub(crate) const SUB: u32 = 2;
+    /// `dst` result; no carry, no overflow.
+    pub(crate) const LOGIC: u32 = 3;
+    /// Increment: `dst` result, `src` the carry before.
+    pub(crate) const INC: u32 = 4;
+    /// Decrement: as INC.
+    pub(crate) const DEC: u32 = 5;
+    /// With carry or borrow: `dst` result, `src` the vector of carries out of each bit.
+    pub(crate) const CARRIES: u32 = 6;
+    /// Left shift: `dst` result, `src` the value before the last bit's shift.
+    pub(crate) const SHL: u32 = 7;
+    /// Right shift: as SHL.
+    pub(crate) const SHR: u32 = 8;
+    /// Multiplication: `dst` low half, `src` non-zero if the high half matters.
+    pub(crate) const MUL: u32 = 9;
+}
+
+/// Lazy flags.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lazy {
+    pub dst: u64,
+    pub src: u64,
+    pub op: u32,
+}
+
+impl Lazy {
+    #[inline(always)]
+    pub(crate) fn set<T: Int>(&mut self, kind: u32, dst: T, src: T) {
+        self.dst = dst.z();
+        self.src = src.z();
+        self.op = kind * 4 + T::LOG;
+    }
+
+    #[inline(always)]
+    pub(crate) fn logic<T: Int>(&mut self, dst: T) {
+        self.dst = dst.z();
+        self.op = kind::LOGIC * 4 + T::LOG;
+    }
+
+    /// Sets all six flags to those in `bits`.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, bits: u64) {
+        self.src = bits & ARITH;
+        self.op = kind::BITS * 4;
+    }
+
+    #[inline(always)]
+    fn mask(&self) -> u64 {
+        u64::MAX >> (64 - (8 << (self.op & 3)))
+    }
+
+    #[inline(always)]
+    fn top(&self) -> u64 {
+        1 << ((8 << (self.op & 3)) - 1)
+    }
+
+    #[inline]
+    pub(crate) fn cf(&self) -> bool {
+        match self.op >> 2 {
+            kind::BITS | kind::INC | kind::DEC => self.src & CF != 0,
+            kind::ADD => self.dst < self.src,
+            kind::SUB => self.dst.wrapping_add(self.src) & self.mask() < self.src,
+            kind::LOGIC => false,
+            kind::CARRIES | kind::SHL => self.src & self.top() != 0,
+            kind::SHR => self.src & 1 != 0,
+            _ => self.src != 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn zf(&self) -> bool {
+        if self.op >> 2 == kind::BITS { self.src & ZF != 0 } else { self.dst == 0 }
+    }
+
+    #[inline]
+    pub(crate) fn sf(&self) -> bool {
+        if self.op >> 2 == kind::BITS { self.src & SF != 0 } else { self.dst & self.top() != 0 }
+    }
+
+    #[inline]
+    pub(crate) fn of(&self) -> bool {
+        let top = self.top();
+        match self.op >> 2 {
+            kind::BITS => self.src & OF != 0,
+            kind::ADD => {
+                let a = self.dst.wrapping_sub(self.src);
+                (a ^ self.dst) & (self.src ^ self.dst) & top != 0
+            }
+            kind::SUB => {
+                let a = self.dst.wrapping_add(self.src);
+                (a ^ self.src) & (a ^ self.dst) & top != 0
+            }
+            kind::LOGIC => false,
+            kind::INC => self.dst == top,
+            kind::DEC => self.dst == top - 1,
+            kind::CARRIES => (self.src ^ (self.src << 1)) & top != 0,
+            kind::SHL | kind::SHR => (self.src ^ self.dst) & top != 0,
+            _ => self.src != 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn pf(&self) -> bool {
+        if self.op >> 2 == kind::BITS {
+            self.src & PF != 0
+        } else {
+            (self.dst as u8).count_ones() & 1 == 0
+        }
+    }
+
+    pub(crate) fn af(&self) -> bool {
+        match self.op >> 2 {
+            kind::BITS => self.src & AF != 0,
+            kind::ADD => (self.dst.wrapping_sub(self.src) ^ self.src ^ self.dst) & 16 != 0,
+            kind::SUB => (self.dst.wrapping_add(self.src) ^ self.src ^ self.dst) & 16 != 0,
+            kind::INC => self.dst & 15 == 0,
+            kind::DEC => self.dst & 15 == 15,
+            kind::CARRIES => self.src & 8 != 0,
+            _ => false,
+        }
+    }
+
+    /// The six flags.
+    pub(crate) fn bits(&self) -> u64 {
+        if self.op >> 2 == kind::BITS {
+            return self.src & ARITH;
+        }
+        let bit = |on: bool, mask: u64| if on { mask } else { 0 };
+        bit(self.cf(), CF)
+            | bit(self.pf(), PF)
+            | bit(self.af(), AF)
+            | bit(self.zf(), ZF)
+            | bit(self.sf(), SF)
+            | bit(self.of(), OF)
+    }
+
+    /// Changes only the flags in `which`.
+    pub(crate) fn change(&mut self, which: u64, to: u64) {
+        let bits = self.bits();
+        self.put(bits & !which | to & which);
+    }
+
+    /// Condition `cc`, numbered as in the opcodes.
+    #[inline(always)]
+    pub(crate) fn cond(&self, cc: u8) -> bool {
+        let value = match cc >> 1 {
+            0 => self.of(),
+            1 => self.cf(),
+            2 => self.zf(),
+            3 => self.cf() || self.zf(),
+            4 => self.sf(),
+            5 => self.pf(),
+            6 => self.sf() != self.of(),
+            _ => self.zf() || self.sf() != self.of(),
+        };
+        value != (cc & 1 != 0)
+    }
+}
+
+/// Condition `CC` of a comparison of `a` with `b`, without flags.
+#[inline(always)]
+pub(crate) fn compare<T: Int, const CC: u8>(a: T, b: T) -> bool {
+    let r = T::new(a.z().wrapping_sub(b.z()));
+    let value = match CC >> 1 {
+        0 => (a.z() ^ b.z()) & (a.z() ^ r.z()) & T::TOP != 0,
+        1 => a.z() < b.z(),
+        2 => a.z() == b.z(),
+        3 => a.z() <= b.z(),
+        4 => r.s() < 0,
+        5 => (r.z() as u8).count_ones() & 1 == 0,
+        6 => a.s() < b.s(),
+        _ => a.s() <= b.s(),
+    };
+    value != (CC & 1 != 0)
+}
+
+impl Cpu {
+    /// RFLAGS.
+    pub(crate) fn rflags(&self) -> u64 {
+        self.flags | self.lazy.bits() | 2
+    }
+
+    /// Sets RFLAGS; tells the dispatcher to look for interrupts and single steps.
+    pub(crate) fn set_rflags(&mut self, value: u64) {
+        const ALL: u64 = ARITH | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
+        let old = self.flags;
+        self.lazy.put(value);
+        self.flags = value & ALL & !ARITH;
+        if (old ^ self.flags) & (TF | IF | AC | VM) != 0 {
+            self.check_events = true;
+            self.update_mode();
+        }
+    }
+}
