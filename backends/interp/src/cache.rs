@@ -185,7 +185,8 @@ impl Cache {
                 Some(op) => Cellule { op: ManuallyDrop::new(op.clone()) },
                 None => {
                     block.slots |= 1 << i;
-                    let slot = Slot { to: Cell::new(None), tag: Cell::new(0), va: Cell::new(0), pad: 0 };
+                    let slot =
+                        Slot { to: Cell::new(None), tag: Cell::new(0), va: Cell::new(0), page: Cell::new(0) };
                     Cellule { slot: ManuallyDrop::new(slot) }
                 }
             };
@@ -208,7 +209,7 @@ impl Cache {
                     to: Cell::new(None),
                     tag: Cell::new(0),
                     va: Cell::new(0),
-                    pad: 0,
+                    page: Cell::new(0),
                 }),
             };
             self.chunks.push((0..CHUNK).map(|_| blank()).collect());

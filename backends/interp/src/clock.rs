@@ -79,8 +79,7 @@ impl Clock {
         if s.running.since.is_some() {
             let (tsc, ns) = s.running.both();
             s.running = Running { tsc, kvmclock_ns: ns, since: None, ..s.running };
-            s.realtime_ns =
-                SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+            s.realtime_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         }
     }
 
@@ -101,12 +100,7 @@ impl Clock {
 
     pub(crate) fn load(&self, c: &ClockV1) {
         *lock(&self.state) = State {
-            running: Running {
-                tsc_khz: c.tsc_khz,
-                tsc: c.tsc,
-                kvmclock_ns: c.kvmclock_ns,
-                since: None,
-            },
+            running: Running { tsc_khz: c.tsc_khz, tsc: c.tsc, kvmclock_ns: c.kvmclock_ns, since: None },
             realtime_ns: c.realtime_ns,
         };
     }

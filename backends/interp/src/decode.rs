@@ -18,12 +18,8 @@ use std::cell::Cell;
 
 /// Most instructions in a block.
 const MAX_INSNS: usize = 32;
-const ARITH: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
+const ARITH: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// How a memory operand's address is worked out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,11 +145,8 @@ impl Lower<'_> {
             Register::RIP | Register::EIP => PAGE,
             r => register_number(r),
         };
-        self.op.index = if index == Register::None || index.is_vector_register() {
-            ZERO
-        } else {
-            register_number(index)
-        };
+        self.op.index =
+            if index == Register::None || index.is_vector_register() { ZERO } else { register_number(index) };
         self.op.scale = i.memory_index_scale().trailing_zeros() as u8;
         self.op.disp = disp as i32;
         let plain = self.bits == 64 && asize == 8 && self.op.seg < 4;
@@ -300,13 +293,47 @@ fn pure(i: &Instruction) -> bool {
     use Mnemonic as M;
     let simple = matches!(
         i.mnemonic(),
-        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Add | M::Sub | M::And | M::Or | M::Xor | M::Cmp
-            | M::Test | M::Inc | M::Dec | M::Neg | M::Not | M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror
-            | M::Adc | M::Sbb | M::Imul | M::Bswap | M::Xchg | M::Cdqe | M::Cqo | M::Cdq | M::Cwde | M::Nop
-            | M::Bt | M::Popcnt | M::Movd | M::Movq
+        M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Lea
+            | M::Add
+            | M::Sub
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Adc
+            | M::Sbb
+            | M::Imul
+            | M::Bswap
+            | M::Xchg
+            | M::Cdqe
+            | M::Cqo
+            | M::Cdq
+            | M::Cwde
+            | M::Nop
+            | M::Bt
+            | M::Popcnt
+            | M::Movd
+            | M::Movq
     ) || ops::condition(i).is_some() && i.flow_control() == FlowControl::Next;
     simple
-        && (i.mnemonic() == M::Lea || i.mnemonic() == M::Nop || (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Memory))
+        && (i.mnemonic() == M::Lea
+            || i.mnemonic() == M::Nop
+            || (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Memory))
         && (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Register || !special(i.op_register(n)))
 }
 
@@ -435,7 +462,9 @@ impl Cpu {
             let branch = if l.fused { &list[n] } else { i };
             let slot = valid && ops::has_slot(branch);
             let conditional = slot && branch.flow_control() == FlowControl::ConditionalBranch;
-            open = valid && (!ops::ends_block(branch)) && (conditional || branch.flow_control() == FlowControl::Next);
+            open = valid
+                && (!ops::ends_block(branch))
+                && (conditional || branch.flow_control() == FlowControl::Next);
             cells.push(Some(l.op));
             if slot {
                 cells.push(None);

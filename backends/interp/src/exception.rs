@@ -180,7 +180,11 @@ impl Cpu {
         };
         // The new stack is written with the new level's rights; addresses are 64-bit from here on.
         self.set_code(&mut d, selector, cpl)?;
-        if cpl == 3 { push(self, &mut rsp)? } else { self.implicitly(|cpu| push(cpu, &mut rsp))? }
+        if cpl == 3 {
+            push(self, &mut rsp)?
+        } else {
+            self.implicitly(|cpu| push(cpu, &mut rsp))?
+        }
         if switch {
             self.seg[SS] = self.null_stack(u16::from(cpl), cpl);
         }
@@ -285,12 +289,20 @@ impl Cpu {
             for v in frame {
                 let at = sp.wrapping_sub(size) & mask;
                 let linear = ss.base.wrapping_add(at) & 0xffff_ffff;
-                if wide { cpu.write(linear, v as u32)? } else { cpu.write(linear, v as u16)? }
+                if wide {
+                    cpu.write(linear, v as u32)?
+                } else {
+                    cpu.write(linear, v as u16)?
+                }
                 *sp = *sp & !mask | at;
             }
             Ok(())
         };
-        if cpl == 3 { push(self, &mut sp)? } else { self.implicitly(|cpu| push(cpu, &mut sp))? }
+        if cpl == 3 {
+            push(self, &mut sp)?
+        } else {
+            self.implicitly(|cpu| push(cpu, &mut sp))?
+        }
         self.gpr[RSP] = sp & 0xffff_ffff;
         if v86 {
             for r in [0, 3, 4, 5] {

@@ -114,10 +114,8 @@ impl Cpu {
         let gpa = self.fetch(linear)?;
         let page = rip.wrapping_sub(linear & PAGE_MASK);
         let key = gpa | (self.tag & mode::ALL) << 48;
-        let mut crossing = None;
         let mut found = None;
         if let Some((op, second)) = self.cache.find(key) {
-            crossing = second;
             found = Some(op);
             if let Some(second) = second {
                 let next = (linear & !PAGE_MASK).wrapping_add(PAGE_MASK + 1);
@@ -135,16 +133,11 @@ impl Cpu {
                     self.empty_cache();
                 }
                 let draft = self.decode(gpa)?;
-                crossing = draft.second;
                 self.cache.insert(key, gpa, &draft)
             }
         };
         self.gpr[PAGE as usize] = page;
         self.jumps[jump_index(rip)] = Jump { va: rip, tag: self.tag, page, op: Some(op) };
-        if crossing.is_some() {
-            // A link inside the page would not look at the other page's translation.
-            self.link = None;
-        }
         Ok(op)
     }
 
@@ -157,7 +150,12 @@ impl Cpu {
 
     /// Links a branch to the block it has led to.
     fn connect(&mut self, from: OpPtr, to: OpPtr) {
+        // A link inside a page would not look at the translation of the page that the target crosses into.
+        if u64::from(to.off) + u64::from(to.len) > PAGE_MASK + 1 {
+            return;
+        }
         let slot = from.slot();
+        slot.page.set(self.gpr[PAGE as usize]);
         slot.to.set(Some(to));
         slot.va.set(self.rip);
         slot.tag.set(self.tag);

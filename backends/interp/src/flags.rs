@@ -151,11 +151,7 @@ impl Lazy {
 
     #[inline]
     pub(crate) fn pf(&self) -> bool {
-        if self.op >> 2 == kind::BITS {
-            self.src & PF != 0
-        } else {
-            (self.dst as u8).count_ones() & 1 == 0
-        }
+        if self.op >> 2 == kind::BITS { self.src & PF != 0 } else { (self.dst as u8).count_ones() & 1 == 0 }
     }
 
     pub(crate) fn af(&self) -> bool {

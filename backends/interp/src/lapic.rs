@@ -64,7 +64,9 @@ impl VcpuShared {
 
     fn accept(&self, m: &Message) {
         match m.mode {
-            0 | 1 if m.vector >= 16 && self.apic_on.load(Ordering::Relaxed) => self.request(m.vector, m.level),
+            0 | 1 if m.vector >= 16 && self.apic_on.load(Ordering::Relaxed) => {
+                self.request(m.vector, m.level)
+            }
             4 => self.attend(attention::NMI),
             5 => self.attend(attention::INIT),
             6 => {
@@ -108,7 +110,11 @@ impl VmShared {
 }
 
 fn highest(words: impl DoubleEndedIterator<Item = u32> + ExactSizeIterator) -> Option<u8> {
-    words.enumerate().rev().find(|(_, w)| *w != 0).map(|(i, w)| (i * 32) as u8 + (31 - w.leading_zeros()) as u8)
+    words
+        .enumerate()
+        .rev()
+        .find(|(_, w)| *w != 0)
+        .map(|(i, w)| (i * 32) as u8 + (31 - w.leading_zeros()) as u8)
 }
 
 impl Lapic {

@@ -264,10 +264,8 @@ impl Cpu {
         self.counters.unknown += 1;
         if self.counters.unknown <= 32 {
             let rip = self.rip;
-            self.host.log(
-                godwit_sdk::LogLevel::Warn,
-                &format!("vCPU {}: {text} (near rip {rip:#x})", self.id),
-            );
+            self.host
+                .log(godwit_sdk::LogLevel::Warn, &format!("vCPU {}: {text} (near rip {rip:#x})", self.id));
         }
     }
 }

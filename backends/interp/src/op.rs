@@ -78,8 +78,8 @@ pub(crate) struct Slot {
     pub tag: Cell<u64>,
     /// For a target in another page: the instruction pointer for which it is good.
     pub va: Cell<u64>,
-    /// Makes it as large as an op.
-    pub pad: u64,
+    /// For a target in another page: `gpr[PAGE]` there.
+    pub page: Cell<u64>,
 }
 
 /// A cell of a block.

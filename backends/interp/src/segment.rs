@@ -201,7 +201,8 @@ impl Cpu {
     pub(crate) fn drop_inner_segments(&mut self) {
         for r in [0, 3, 4, 5] {
             let s = self.seg[r];
-            let conforming = s.access & (access::CODE | access::EXPAND_DOWN) == access::CODE | access::EXPAND_DOWN;
+            let conforming =
+                s.access & (access::CODE | access::EXPAND_DOWN) == access::CODE | access::EXPAND_DOWN;
             let usable = s.access & access::UNUSABLE == 0;
             if usable && !conforming && s.dpl() < self.cpl {
                 self.seg[r] = null(0, s, 0);

@@ -4,9 +4,7 @@ use crate::cpu::{Cpu, RSP, System};
 use crate::num::vec::{V128, V256};
 use godwit_sdk::{Error, Result};
 use godwit_state::model::Feature;
-use godwit_state::{
-    AvxV1, CpuState, DebugV1, EventsV1, F80, FpuV1, LapicV1, RegsV1, SystemV1, TscV1,
-};
+use godwit_state::{AvxV1, CpuState, DebugV1, EventsV1, F80, FpuV1, LapicV1, RegsV1, SystemV1, TscV1};
 use std::sync::atomic::Ordering;
 
 impl Cpu {
@@ -60,7 +58,10 @@ impl Cpu {
                 mxcsr: f.mxcsr,
                 xmm: self.vec.map(|v| v.lo.to_u128()),
             },
-            avx: self.features.has(Feature::AVX).then(|| AvxV1 { ymm_high: self.vec.map(|v| v.hi.to_u128()) }),
+            avx: self
+                .features
+                .has(Feature::AVX)
+                .then(|| AvxV1 { ymm_high: self.vec.map(|v| v.hi.to_u128()) }),
             events: self.events_state(),
             lapic: LapicV1 { irr: load(&self.me.irr), tmr: load(&self.me.tmr), ..self.lapic.r },
             tsc: TscV1 { offset: self.tsc_offset, adjust: self.tsc_adjust },
@@ -71,7 +72,11 @@ impl Cpu {
     pub(crate) fn load(&mut self, s: &CpuState) -> Result<()> {
         let avx = self.features.has(Feature::AVX);
         if s.avx.is_some() != avx {
-            let what = if avx { "lacks AVX state, which the CPU model has" } else { "has AVX state, which the CPU model lacks" };
+            let what = if avx {
+                "lacks AVX state, which the CPU model has"
+            } else {
+                "has AVX state, which the CPU model lacks"
+            };
             return Err(Error::State(format!("the vCPU's state {what}")));
         }
         if !self.features.has(Feature::XSAVE) && s.system.xcr0 != 1 {

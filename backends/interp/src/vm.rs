@@ -8,7 +8,9 @@ use crate::mmu::ram::Region;
 use crate::mmu::tlb::Tlb;
 use crate::num::vec::V256;
 use crate::shared::{VcpuShared, VmShared, attention, lock};
-use godwit_sdk::{Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, VmConfig, abi};
+use godwit_sdk::{
+    Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, VmConfig, abi,
+};
 use godwit_state::model::{self, Features, Model};
 use godwit_state::{ActivityV1, ClockV1, CpuState, EventsV1, F80, MsrsV1, SystemV1};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -167,7 +167,13 @@ impl Cpu {
             region.mark_dirty(gpa);
         }
         if !self.slow_memory {
-            self.fill(va, host, found, access, region.code(gpa).load(std::sync::atomic::Ordering::SeqCst) != 0);
+            self.fill(
+                va,
+                host,
+                found,
+                access,
+                region.code(gpa).load(std::sync::atomic::Ordering::SeqCst) != 0,
+            );
         }
         Ok(Place::Ram { host, gpa })
     }

@@ -126,10 +126,22 @@ mod raw {
     macro_rules! by_size {
         ($t:ident, $u:ident => $e:expr) => {
             match $t::BYTES {
-                1 => { type $u = u8; $e }
-                2 => { type $u = u16; $e }
-                4 => { type $u = u32; $e }
-                _ => { type $u = u64; $e }
+                1 => {
+                    type $u = u8;
+                    $e
+                }
+                2 => {
+                    type $u = u16;
+                    $e
+                }
+                4 => {
+                    type $u = u32;
+                    $e
+                }
+                _ => {
+                    type $u = u64;
+                    $e
+                }
             }
         };
     }
@@ -232,9 +244,14 @@ pub(crate) fn compare_exchange<T: Int>(at: usize, old: T, new: T) -> Result<(), 
         ($a:ty, $u:ty) => {{
             // SAFETY: aligned guest RAM, writable (see `load`).
             let a = unsafe { <$a>::from_ptr(std::ptr::with_exposed_provenance_mut(at)) };
-            a.compare_exchange((old.z() as $u).to_le(), (new.z() as $u).to_le(), Ordering::SeqCst, Ordering::SeqCst)
-                .map(|_| ())
-                .map_err(|v| T::new(u64::from(<$u>::from_le(v))))
+            a.compare_exchange(
+                (old.z() as $u).to_le(),
+                (new.z() as $u).to_le(),
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            )
+            .map(|_| ())
+            .map_err(|v| T::new(u64::from(<$u>::from_le(v))))
         }};
     }
     if at & (T::BYTES - 1) != 0 {
@@ -254,20 +271,36 @@ pub(crate) fn compare_exchange<T: Int>(at: usize, old: T, new: T) -> Result<(), 
     }
 }
 
+/// # Safety
+/// The host has CMPXCHG16B; `at` is 16-byte aligned, writable guest RAM.
+#[cfg(target_arch = "x86_64")]
+unsafe fn exchange128(at: usize, old: u128, new: u128) -> u128 {
+    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
+    // SAFETY: the caller's promise. RBX, which the compiler keeps for itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "mov r8, rbx",
+            "mov rbx, rsi",
+            "lock cmpxchg16b xmmword ptr [rdi]",
+            "mov rbx, r8",
+            in("rdi") at,
+            in("rsi") new as u64,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            out("r8") _,
+            options(nostack),
+        );
+    }
+    u128::from(high) << 64 | u128::from(low)
+}
+
 /// 16-byte compare and exchange, for CMPXCHG16B.
 pub(crate) fn compare_exchange128(at: usize, old: u128, new: u128) -> Result<(), u128> {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("cmpxchg16b") && at & 15 == 0 {
         // SAFETY: the feature is there; aligned guest RAM, writable (see `load`).
-        let was = unsafe {
-            std::arch::x86_64::cmpxchg16b(
-                std::ptr::with_exposed_provenance_mut(at),
-                old,
-                new,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            )
-        };
+        let was = unsafe { exchange128(at, old, new) };
         return if was == old { Ok(()) } else { Err(was) };
     }
     let _guard = SPLIT_LOCK.lock();

@@ -122,7 +122,12 @@ impl Cpu {
         } else {
             let levels = [
                 // Bits 13 to 20 of a 4 MiB page's entry are bits 32 to 39 of its address.
-                Level { shift: 22, page: self.sys.cr4 & cr4::PSE != 0, page_reserved: 0x20_0000, reserved: 0 },
+                Level {
+                    shift: 22,
+                    page: self.sys.cr4 & cr4::PSE != 0,
+                    page_reserved: 0x20_0000,
+                    reserved: 0,
+                },
                 Level { shift: 12, page: false, page_reserved: 0, reserved: 0 },
             ];
             self.descend(va, self.sys.cr3 & 0xffff_f000, &levels, false, access, who)

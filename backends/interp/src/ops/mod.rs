@@ -26,37 +26,180 @@ use iced_x86::{FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 pub(crate) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     let m = l.i.mnemonic();
     match m {
-        M::Add | M::Or | M::Adc | M::Sbb | M::And | M::Sub | M::Xor | M::Cmp | M::Test | M::Inc | M::Dec | M::Neg
+        M::Add
+        | M::Or
+        | M::Adc
+        | M::Sbb
+        | M::And
+        | M::Sub
+        | M::Xor
+        | M::Cmp
+        | M::Test
+        | M::Inc
+        | M::Dec
+        | M::Neg
         | M::Not => alu::lower(l),
-        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Xchg | M::Bswap | M::Movbe | M::Cwd | M::Cdq | M::Cqo
-        | M::Cbw | M::Cwde | M::Cdqe | M::Xlatb | M::Movnti | M::Xadd | M::Cmpxchg | M::Cmpxchg8b
+        M::Mov
+        | M::Movzx
+        | M::Movsx
+        | M::Movsxd
+        | M::Lea
+        | M::Xchg
+        | M::Bswap
+        | M::Movbe
+        | M::Cwd
+        | M::Cdq
+        | M::Cqo
+        | M::Cbw
+        | M::Cwde
+        | M::Cdqe
+        | M::Xlatb
+        | M::Movnti
+        | M::Xadd
+        | M::Cmpxchg
+        | M::Cmpxchg8b
         | M::Cmpxchg16b => mov::lower(l),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd | M::Rorx
-        | M::Sarx | M::Shlx | M::Shrx => shift::lower(l),
-        M::Mul | M::Imul | M::Div | M::Idiv | M::Mulx | M::Aaa | M::Aad | M::Aam | M::Aas | M::Daa | M::Das => {
-            muldiv::lower(l)
-        }
-        M::Bt | M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr | M::Tzcnt | M::Lzcnt | M::Popcnt | M::Andn | M::Bextr
-        | M::Blsi | M::Blsmsk | M::Blsr | M::Bzhi | M::Pdep | M::Pext | M::Adcx | M::Adox | M::Crc32 => {
-            bit::lower(l)
-        }
-        M::Push | M::Pop | M::Pusha | M::Pushad | M::Popa | M::Popad | M::Pushf | M::Pushfd | M::Pushfq | M::Popf
-        | M::Popfd | M::Popfq | M::Enter | M::Leave | M::Bound | M::Arpl => stack::lower(l),
-        M::Clc | M::Stc | M::Cmc | M::Cld | M::Std | M::Cli | M::Sti | M::Lahf | M::Sahf | M::Salc | M::Clac
+        M::Shl
+        | M::Sal
+        | M::Shr
+        | M::Sar
+        | M::Rol
+        | M::Ror
+        | M::Rcl
+        | M::Rcr
+        | M::Shld
+        | M::Shrd
+        | M::Rorx
+        | M::Sarx
+        | M::Shlx
+        | M::Shrx => shift::lower(l),
+        M::Mul
+        | M::Imul
+        | M::Div
+        | M::Idiv
+        | M::Mulx
+        | M::Aaa
+        | M::Aad
+        | M::Aam
+        | M::Aas
+        | M::Daa
+        | M::Das => muldiv::lower(l),
+        M::Bt
+        | M::Bts
+        | M::Btr
+        | M::Btc
+        | M::Bsf
+        | M::Bsr
+        | M::Tzcnt
+        | M::Lzcnt
+        | M::Popcnt
+        | M::Andn
+        | M::Bextr
+        | M::Blsi
+        | M::Blsmsk
+        | M::Blsr
+        | M::Bzhi
+        | M::Pdep
+        | M::Pext
+        | M::Adcx
+        | M::Adox
+        | M::Crc32 => bit::lower(l),
+        M::Push
+        | M::Pop
+        | M::Pusha
+        | M::Pushad
+        | M::Popa
+        | M::Popad
+        | M::Pushf
+        | M::Pushfd
+        | M::Pushfq
+        | M::Popf
+        | M::Popfd
+        | M::Popfq
+        | M::Enter
+        | M::Leave
+        | M::Bound
+        | M::Arpl => stack::lower(l),
+        M::Clc
+        | M::Stc
+        | M::Cmc
+        | M::Cld
+        | M::Std
+        | M::Cli
+        | M::Sti
+        | M::Lahf
+        | M::Sahf
+        | M::Salc
+        | M::Clac
         | M::Stac => flag::lower(l),
-        M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Lodsb | M::Lodsw | M::Lodsd
-        | M::Lodsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq | M::Insb
-        | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd => string::lower(l),
+        M::Movsb
+        | M::Movsw
+        | M::Movsq
+        | M::Stosb
+        | M::Stosw
+        | M::Stosd
+        | M::Stosq
+        | M::Lodsb
+        | M::Lodsw
+        | M::Lodsd
+        | M::Lodsq
+        | M::Scasb
+        | M::Scasw
+        | M::Scasd
+        | M::Scasq
+        | M::Cmpsb
+        | M::Cmpsw
+        | M::Cmpsq
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd => string::lower(l),
         M::Movsd | M::Cmpsd if is_string(l.i) => string::lower(l),
         M::Call | M::Ret | M::Jmp | M::Jcxz | M::Jecxz | M::Jrcxz | M::Loop | M::Loope | M::Loopne => {
             branch::lower(l)
         }
-        M::Retf | M::Iret | M::Iretd | M::Iretq | M::Int | M::Int1 | M::Int3 | M::Into | M::Syscall | M::Sysret
-        | M::Sysretq | M::Sysenter | M::Sysexit | M::Sysexitq | M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss
-        | M::Ud0 | M::Ud1 | M::Ud2 => far::lower(l),
-        M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 | M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64
-        | M::Xsavec | M::Xsavec64 | M::Xrstor | M::Xrstor64 | M::Xgetbv | M::Xsetbv | M::Ldmxcsr | M::Stmxcsr
-        | M::Vldmxcsr | M::Vstmxcsr => xsave::lower(l),
+        M::Retf
+        | M::Iret
+        | M::Iretd
+        | M::Iretq
+        | M::Int
+        | M::Int1
+        | M::Int3
+        | M::Into
+        | M::Syscall
+        | M::Sysret
+        | M::Sysretq
+        | M::Sysenter
+        | M::Sysexit
+        | M::Sysexitq
+        | M::Lds
+        | M::Les
+        | M::Lfs
+        | M::Lgs
+        | M::Lss
+        | M::Ud0
+        | M::Ud1
+        | M::Ud2 => far::lower(l),
+        M::Fxsave
+        | M::Fxsave64
+        | M::Fxrstor
+        | M::Fxrstor64
+        | M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xrstor
+        | M::Xrstor64
+        | M::Xgetbv
+        | M::Xsetbv
+        | M::Ldmxcsr
+        | M::Stmxcsr
+        | M::Vldmxcsr
+        | M::Vstmxcsr => xsave::lower(l),
         _ if condition(l.i).is_some() => branch::lower(l),
         _ => system::lower(l).or_else(|| fpu::lower(l)).or_else(|| sse::lower(l)),
     }
@@ -107,14 +250,44 @@ pub(crate) fn has_slot(i: &Instruction) -> bool {
 /// True if the dispatcher must look around after the instruction, or a handler of it never runs on.
 pub(crate) fn ends_block(i: &Instruction) -> bool {
     match i.mnemonic() {
-        M::Sti | M::Cli | M::Popf | M::Popfd | M::Popfq | M::Hlt | M::Wrmsr | M::Lmsw | M::Clts | M::Invlpg
-        | M::Invpcid | M::Lgdt | M::Lidt | M::Lldt | M::Ltr | M::Xsetbv | M::Stac | M::Clac | M::In | M::Out
-        | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd | M::Wbinvd | M::Invd | M::Wrfsbase
-        | M::Wrgsbase | M::Pause | M::Swapgs | M::Lss | M::Xrstor | M::Xrstor64 => true,
+        M::Sti
+        | M::Cli
+        | M::Popf
+        | M::Popfd
+        | M::Popfq
+        | M::Hlt
+        | M::Wrmsr
+        | M::Lmsw
+        | M::Clts
+        | M::Invlpg
+        | M::Invpcid
+        | M::Lgdt
+        | M::Lidt
+        | M::Lldt
+        | M::Ltr
+        | M::Xsetbv
+        | M::Stac
+        | M::Clac
+        | M::In
+        | M::Out
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd
+        | M::Wbinvd
+        | M::Invd
+        | M::Wrfsbase
+        | M::Wrgsbase
+        | M::Pause
+        | M::Swapgs
+        | M::Lss
+        | M::Xrstor
+        | M::Xrstor64 => true,
         M::Mov | M::Pop => {
             let r = i.op0_register();
-            i.op0_kind() == OpKind::Register
-                && (r.is_cr() || r.is_dr() || r == Register::SS)
+            i.op0_kind() == OpKind::Register && (r.is_cr() || r.is_dr() || r == Register::SS)
         }
         _ => {
             // Repeated string instructions come back to themselves.
@@ -126,8 +299,24 @@ pub(crate) fn ends_block(i: &Instruction) -> bool {
 fn is_string_op(i: &Instruction) -> bool {
     matches!(
         i.mnemonic(),
-        M::Movsb | M::Movsw | M::Movsq | M::Stosb | M::Stosw | M::Stosd | M::Stosq | M::Lodsb | M::Lodsw | M::Lodsd
-            | M::Lodsq | M::Scasb | M::Scasw | M::Scasd | M::Scasq | M::Cmpsb | M::Cmpsw | M::Cmpsq
+        M::Movsb
+            | M::Movsw
+            | M::Movsq
+            | M::Stosb
+            | M::Stosw
+            | M::Stosd
+            | M::Stosq
+            | M::Lodsb
+            | M::Lodsw
+            | M::Lodsd
+            | M::Lodsq
+            | M::Scasb
+            | M::Scasw
+            | M::Scasd
+            | M::Scasq
+            | M::Cmpsb
+            | M::Cmpsw
+            | M::Cmpsq
     ) || matches!(i.mnemonic(), M::Movsd | M::Cmpsd) && is_string(i)
 }
 
@@ -174,10 +363,22 @@ macro_rules! ops {
 macro_rules! by_width {
     ($bits:expr, $t:ident => $e:expr) => {
         match $bits {
-            8 => { type $t = u8; $e }
-            16 => { type $t = u16; $e }
-            32 => { type $t = u32; $e }
-            64 => { type $t = u64; $e }
+            8 => {
+                type $t = u8;
+                $e
+            }
+            16 => {
+                type $t = u16;
+                $e
+            }
+            32 => {
+                type $t = u32;
+                $e
+            }
+            64 => {
+                type $t = u64;
+                $e
+            }
             _ => return None,
         }
     };
@@ -187,9 +388,18 @@ macro_rules! by_width {
 macro_rules! by_wide {
     ($bits:expr, $t:ident => $e:expr) => {
         match $bits {
-            16 => { type $t = u16; $e }
-            32 => { type $t = u32; $e }
-            64 => { type $t = u64; $e }
+            16 => {
+                type $t = u16;
+                $e
+            }
+            32 => {
+                type $t = u32;
+                $e
+            }
+            64 => {
+                type $t = u64;
+                $e
+            }
             _ => return None,
         }
     };
@@ -199,9 +409,18 @@ macro_rules! by_wide {
 macro_rules! by_form {
     ($form:expr, $a:ident => $e:expr) => {
         match $form {
-            crate::decode::Form::Base => { type $a = crate::ops::operand::Base; $e }
-            crate::decode::Form::Index => { type $a = crate::ops::operand::Index; $e }
-            crate::decode::Form::Any => { type $a = crate::ops::operand::Any; $e }
+            crate::decode::Form::Base => {
+                type $a = crate::ops::operand::Base;
+                $e
+            }
+            crate::decode::Form::Index => {
+                type $a = crate::ops::operand::Index;
+                $e
+            }
+            crate::decode::Form::Any => {
+                type $a = crate::ops::operand::Any;
+                $e
+            }
         }
     };
 }

@@ -1,0 +1,96 @@
+//! Instructions on single flags.
+
+use super::ops;
+use crate::cpu::{RAX, cr4};
+use crate::decode::Lower;
+use crate::flags::{AC, AF, CF, DF, IF, PF, SF, VIF, VIP, ZF};
+use crate::op::Handler;
+use crate::regs::{Int, byte_register};
+use iced_x86::Mnemonic as M;
+
+ops! {
+    fn clc(cpu, _op) { cpu.lazy.change(CF, 0) }
+    fn stc(cpu, _op) { cpu.lazy.change(CF, CF) }
+    fn cmc(cpu, _op) { let cf = cpu.lazy.cf(); cpu.lazy.change(CF, if cf { 0 } else { CF }) }
+    fn cld(cpu, _op) { cpu.flags &= !DF }
+    fn std(cpu, _op) { cpu.flags |= DF }
+
+    fn lahf(cpu, _op) {
+        let v = cpu.lazy.bits() & (SF | ZF | AF | PF | CF) | 2;
+        u8::set(cpu, byte_register(0, true), v as u8)
+    }
+
+    fn sahf(cpu, _op) {
+        let which = SF | ZF | AF | PF | CF;
+        let v = cpu.gpr[RAX] >> 8;
+        cpu.lazy.change(which, v)
+    }
+
+    fn salc(cpu, _op) {
+        let v = if cpu.lazy.cf() { 0xff } else { 0 };
+        u8::set(cpu, byte_register(0, false), v)
+    }
+
+    pause fn cli(cpu, _op) {
+        if !cpu.protected() || cpu.iopl() >= cpu.cpl {
+            cpu.flags &= !IF;
+        } else if cpu.v86() && cpu.sys.cr4 & cr4::VME != 0 || !cpu.v86() && cpu.cpl == 3 && cpu.sys.cr4 & cr4::PVI != 0 {
+            cpu.flags &= !VIF;
+        } else {
+            return Err(cpu.gp(0));
+        }
+    }
+
+    pause fn sti(cpu, _op) {
+        if !cpu.protected() || cpu.iopl() >= cpu.cpl {
+            if cpu.flags & IF == 0 {
+                cpu.flags |= IF;
+                cpu.shadow_sti = true;
+                cpu.check_events = true;
+            }
+        } else if cpu.v86() && cpu.sys.cr4 & cr4::VME != 0 || !cpu.v86() && cpu.cpl == 3 && cpu.sys.cr4 & cr4::PVI != 0 {
+            if cpu.flags & VIP != 0 {
+                return Err(cpu.gp(0));
+            }
+            cpu.flags |= VIF;
+        } else {
+            return Err(cpu.gp(0));
+        }
+    }
+
+    pause fn clac(cpu, _op) {
+        if cpu.cpl != 0 {
+            return Err(cpu.ud());
+        }
+        cpu.flags &= !AC;
+        cpu.update_mode()
+    }
+
+    pause fn stac(cpu, _op) {
+        if cpu.cpl != 0 {
+            return Err(cpu.ud());
+        }
+        cpu.flags |= AC;
+        cpu.update_mode()
+    }
+}
+
+pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
+    use godwit_state::model::Feature;
+    Some(match l.i.mnemonic() {
+        M::Clc => clc,
+        M::Stc => stc,
+        M::Cmc => cmc,
+        M::Cld => cld,
+        M::Std => std,
+        M::Lahf | M::Sahf if l.bits == 64 && !l.features.has(Feature::LAHF) => super::undefined,
+        M::Lahf => lahf,
+        M::Sahf => sahf,
+        M::Salc => salc,
+        M::Cli => cli,
+        M::Sti => sti,
+        M::Clac => clac,
+        M::Stac => stac,
+        _ => return None,
+    })
+}
