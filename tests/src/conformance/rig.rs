@@ -470,10 +470,10 @@ impl Rig {
     /// is, a turn that came to nothing is followed by another. Leaves the clock stopped.
     ///
     /// # Panics
-    /// If a turn does not end by its kick.
+    /// If a turn does not end by its kick, or none of a thousand came to anything.
     pub fn run_until(&self, mut wanted: impl FnMut(&CpuState) -> bool) -> CpuState {
         let cpu = self.cpu();
-        loop {
+        for _ in 0..1000 {
             self.start(0);
             std::thread::scope(|s| {
                 let thread = s.spawn(|| cpu.run());
@@ -492,6 +492,7 @@ impl Rig {
                 return state;
             }
         }
+        panic!("the guest does not get on: {:#x?}, log: {:?}", cpu.save().regs, self.board.log());
     }
 
     /// From now on a write to [`DONE`] kicks vCPU 0.
