@@ -62,8 +62,8 @@ fn read_list(list: TextList) -> Vec<String> {
 }
 
 impl Plugin {
-    /// The plugin called `name`, or why there is none to test: its file is in GODWIT_PLUGIN_DIR, or where cargo put it.
-    pub fn find(name: &str) -> Result<Self, String> {
+    /// The file of the plugin called `name`, in GODWIT_PLUGIN_DIR or where cargo put it; or why there is none to test.
+    pub fn path(name: &str) -> Result<PathBuf, String> {
         let file = format!("libgodwit_backend_{name}.so");
         let dirs: Vec<PathBuf> = match std::env::var_os("GODWIT_PLUGIN_DIR") {
             Some(dir) => vec![dir.into()],
@@ -74,9 +74,14 @@ impl Plugin {
             }
         };
         let found = dirs.iter().map(|d| d.join(&file)).find(|p| p.is_file());
-        let path = found.ok_or_else(|| {
+        found.ok_or_else(|| {
             format!("{file} is not built: cargo build -p godwit-plugin-{name}, or set GODWIT_PLUGIN_DIR")
-        })?;
+        })
+    }
+
+    /// The plugin called `name`, or why there is none to test.
+    pub fn find(name: &str) -> Result<Self, String> {
+        let path = Self::path(name)?;
         // SAFETY: a plugin of this workspace, whose initialisers do nothing.
         let library = unsafe { libloading::Library::new(&path) }.map_err(|e| {
             let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), |c| format!("{e}: {c}"));

@@ -1,5 +1,6 @@
 //! `godwit inspect`: prints a state container or snapshot, also one from the future, section by section.
 
+use crate::board;
 use crate::snapshot::{Paths, SnapshotMemoryV1};
 use crate::state::{ContainerError, MAJOR, MAX_CONTAINER, MINOR, Reader, SectionView};
 use crate::virtio;
@@ -41,7 +42,7 @@ fn known<S: Section + Debug>() -> (&'static str, u32, Decoder) {
     (S::KIND, S::VERSION, decoder::<S>)
 }
 
-/// Every section that some part of this program writes. A test in `machine` finds what is missing here.
+/// Every section that some part of this program writes. A test finds what is missing here.
 fn decoders() -> Vec<(&'static str, u32, Decoder)> {
     vec![
         known::<RegsV1>(),
@@ -57,6 +58,16 @@ fn decoders() -> Vec<(&'static str, u32, Decoder)> {
         known::<virtio::transport::MmioV1>(),
         known::<virtio::block::BlockV1>(),
         known::<virtio::rng::RngV1>(),
+        known::<virtio::net::NetV1>(),
+        known::<virtio::vsock::VsockV1>(),
+        known::<virtio::balloon::BalloonV1>(),
+        known::<board::clock::BoardClockV1>(),
+        known::<board::pic::PicV1>(),
+        known::<board::ioapic::IoApicV1>(),
+        known::<board::pit::PitV1>(),
+        known::<board::rtc::RtcV1>(),
+        known::<board::i8042::I8042V1>(),
+        known::<board::serial::SerialV1>(),
         known::<SnapshotMemoryV1>(),
     ]
 }
@@ -251,6 +262,16 @@ mod tests {
         assert_eq!(value["sections"][0]["decoded"]["mxcsr"], 0x1f80);
         assert_eq!(value["sections"][1]["error"], "of a version that this build does not know");
         assert_eq!(value["sections"][2]["hex"].as_str().unwrap().len(), 200);
+    }
+
+    #[test]
+    fn every_section_of_a_machine_is_known() {
+        let here: Vec<_> =
+            decoders().iter().map(|(kind, version, _)| ((*kind).to_owned(), *version)).collect();
+        let cpu = godwit_state::SECTIONS.iter().map(|(kind, version)| ((*kind).to_owned(), *version));
+        for kind in cpu.chain(crate::machine::board_kinds()).chain(crate::machine::device_kinds()) {
+            assert!(here.contains(&kind), "{kind:?} cannot be shown");
+        }
     }
 
     #[test]

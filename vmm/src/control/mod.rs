@@ -1,1 +1,3 @@
 //! Soon.
+
+pub mod moving;

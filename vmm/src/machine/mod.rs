@@ -17,11 +17,13 @@ mod cpus;
 mod devices;
 mod dirty;
 mod error;
+mod kinds;
 mod sections;
 mod wiring;
 
 pub use console::{Console, HostOutput};
 pub use error::MachineError;
+pub use kinds::{Kind, board_kinds, device_kinds};
 
 use crate::board::boot::{self, BootSource};
 use crate::board::clock::BoardClock;

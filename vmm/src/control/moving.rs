@@ -1,0 +1,365 @@
+//! The real machine leaving and arriving: `migrate`'s traits over `machine`.
+
+use crate::machine::{Console, EventSink, Kind, Machine, RunState, Spec, board_kinds, device_kinds};
+use crate::memory::ram::{Backing, MAX_RAM, layout};
+use crate::memory::{GuestRam, PageSet, Region};
+use crate::migrate::{
+    Builder, Capabilities, Fault, Offer, OfferedDevice, OfferedSection, Source, Target, ram,
+};
+use crate::plugin::{Plugin, Probe};
+use crate::state::{self, BOARD_MICROVM, Header};
+use crate::virtio::balloon::BalloonConfig;
+use crate::virtio::block::DriveConfig;
+use crate::virtio::net::NetworkInterfaceConfig;
+use crate::virtio::rng::EntropyConfig;
+use crate::virtio::slots::DevicesConfig;
+use crate::virtio::vsock::VsockConfig;
+use godwit_state::{Model, model::all_features};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+/// Who wrote a state, and who offers a guest.
+pub fn producer() -> String {
+    concat!("godwit ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+/// The header of a machine's container.
+pub fn header(machine: &Machine) -> Header {
+    let shape = machine.shape();
+    Header {
+        board: BOARD_MICROVM,
+        vcpus: shape.vcpus,
+        memory_bytes: shape.regions.iter().map(|(_, len)| len).sum(),
+        model: shape.model.clone(),
+        producer: producer(),
+    }
+}
+
+/// The machine description in an offer: what the destination builds besides the board.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    #[serde(default)]
+    balloon: Option<BalloonConfig>,
+    #[serde(default)]
+    drives: Vec<DriveConfig>,
+    #[serde(default)]
+    network_interfaces: Vec<NetworkInterfaceConfig>,
+    #[serde(default)]
+    vsock: Option<VsockConfig>,
+    #[serde(default)]
+    entropy: Option<EntropyConfig>,
+}
+
+impl From<DevicesConfig> for Description {
+    fn from(d: DevicesConfig) -> Self {
+        let DevicesConfig { balloon, drives, network_interfaces, vsock, entropy } = d;
+        Description { balloon, drives, network_interfaces, vsock, entropy }
+    }
+}
+
+impl From<Description> for DevicesConfig {
+    fn from(d: Description) -> Self {
+        let Description { balloon, drives, network_interfaces, vsock, entropy } = d;
+        DevicesConfig { balloon, drives, network_interfaces, vsock, entropy }
+    }
+}
+
+/// Devices by kind and name, for preflight and its messages.
+fn offered(devices: &DevicesConfig) -> Vec<OfferedDevice> {
+    let device = |kind: &str, id: &str| OfferedDevice { kind: kind.into(), id: id.into() };
+    let mut out = Vec::new();
+    out.extend(devices.balloon.iter().map(|_| device("virtio.balloon", "balloon")));
+    out.extend(devices.drives.iter().map(|d| device("virtio.block", &d.drive_id)));
+    out.extend(devices.network_interfaces.iter().map(|n| device("virtio.net", &n.iface_id)));
+    out.extend(devices.vsock.iter().map(|_| device("virtio.vsock", "vsock")));
+    out.extend(devices.entropy.iter().map(|_| device("virtio.rng", "entropy")));
+    out
+}
+
+/// Kinds of devices that can be built here.
+const DEVICES: [&str; 5] = ["virtio.balloon", "virtio.block", "virtio.net", "virtio.vsock", "virtio.rng"];
+
+/// A way to have the thread that owns the machine do something with it.
+pub trait Door: Send {
+    /// What is left after the guest was given away.
+    type Gone: Send;
+    /// Has `f` done and waits for it. `None`: the machine has ended.
+    fn with<R: Send + 'static>(&self, f: impl FnOnce(&mut Machine) -> R + Send + 'static) -> Option<R>;
+    /// The guest is the destination's: from here on nobody may resume it.
+    fn give_away(self) -> Self::Gone;
+}
+
+/// The plainest door: a machine behind a lock, for tests and tools.
+impl Door for Arc<Mutex<Machine>> {
+    type Gone = ();
+    fn with<R: Send + 'static>(&self, f: impl FnOnce(&mut Machine) -> R + Send + 'static) -> Option<R> {
+        Some(f(&mut self.lock().unwrap_or_else(|e| e.into_inner())))
+    }
+    fn give_away(self) {}
+}
+
+/// A machine about to leave.
+pub struct Leaving<D> {
+    door: D,
+    ram: GuestRam,
+    offer: Offer,
+    /// Diff snapshots keep the dirty log on all the time.
+    keep_log: bool,
+    paused_by_us: bool,
+}
+
+impl<D: Door> Leaving<D> {
+    /// Prepares to send the machine behind `door`, which was built with these devices.
+    ///
+    /// # Errors
+    /// The machine has ended, or cannot be described.
+    pub fn new(
+        door: D,
+        devices: &DevicesConfig,
+        allow_tsc_mismatch: bool,
+        keep_log: bool,
+    ) -> Result<Self, Fault> {
+        let looked = door.with(|m| (m.ram().clone(), m.shape().clone(), m.section_kinds(), header(m)));
+        let (ram, shape, kinds, header) = looked.ok_or("the machine has ended")?;
+        let description = Description::from(devices.clone());
+        let section = |(kind, version): Kind| OfferedSection { kind, version, optional: false };
+        let features = Model::from_name(&shape.model).and_then(Model::features).unwrap_or_else(all_features);
+        let offer = Offer {
+            producer: header.producer,
+            board: header.board,
+            vcpus: shape.vcpus,
+            regions: shape.regions.iter().map(|(gpa, len)| Region { gpa: *gpa, len: *len }).collect(),
+            model: shape.model,
+            features,
+            tsc_khz: shape.tsc_khz,
+            allow_tsc_mismatch,
+            sections: kinds.into_iter().map(section).collect(),
+            devices: offered(devices),
+            description: serde_json::to_vec(&description)?,
+        };
+        Ok(Leaving { door, ram, offer, keep_log, paused_by_us: false })
+    }
+
+    fn with<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Machine) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<R, Fault> {
+        self.door.with(f).unwrap_or_else(|| Err("the machine has ended".into()))
+    }
+
+    /// The way back to the machine.
+    pub fn into_door(self) -> D {
+        self.door
+    }
+}
+
+impl<D: Door> Source for Leaving<D> {
+    type Gone = D::Gone;
+
+    fn offer(&self) -> Result<Offer, Fault> {
+        Ok(self.offer.clone())
+    }
+
+    fn start_logging(&mut self) -> Result<(), Fault> {
+        if self.keep_log { Ok(()) } else { self.with(|m| Ok(m.start_dirty_log()?)) }
+    }
+
+    fn take_dirty(&mut self, pages: &mut PageSet) -> Result<(), Fault> {
+        let (bitmaps, result) = self.with(|m| {
+            let mut bitmaps = m.clean_bitmaps();
+            let result = m.take_dirty_log(&mut bitmaps);
+            Ok((bitmaps, result))
+        })?;
+        // Also what came before a failure: those bits are gone from the log.
+        for ((_, words), taken) in pages.bitmaps().zip(bitmaps) {
+            words.iter_mut().zip(taken).for_each(|(into, from)| *into |= from);
+        }
+        Ok(result?)
+    }
+
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        ram::read(&self.ram, gpa, buf)
+    }
+
+    fn untouched(&self, pages: &mut PageSet, zero: &mut PageSet) {
+        crate::memory::untouched(&self.ram, pages, zero);
+    }
+
+    fn throttle(&mut self, percent: u8) -> Result<(), Fault> {
+        self.with(move |m| {
+            m.throttle(percent);
+            Ok(())
+        })
+    }
+
+    fn pause(&mut self) -> Result<(), Fault> {
+        // Recorded first: a pause that fails half-way is taken back too.
+        self.paused_by_us = self.with(|m| Ok(m.run_state() == RunState::Running))?;
+        self.with(|m| {
+            m.throttle(0);
+            Ok(m.pause()?)
+        })
+    }
+
+    fn save(&mut self) -> Result<Vec<u8>, Fault> {
+        self.with(|m| {
+            let sections = m.save()?;
+            Ok(state::write(&header(m), &sections)?)
+        })
+    }
+
+    fn abandon(&mut self, taken: &PageSet) -> Result<(), Fault> {
+        let resume = std::mem::take(&mut self.paused_by_us);
+        let keep_log = self.keep_log;
+        self.with(move |m| {
+            m.throttle(0);
+            // No time has passed for a guest that was not given away: its clock goes on where it stopped.
+            if resume {
+                m.resume(0)?;
+            }
+            if !keep_log {
+                m.stop_dirty_log();
+            }
+            Ok(())
+        })?;
+        if keep_log {
+            for region in self.ram.iter() {
+                let (first, len) = (region.start_addr().0, region.len());
+                for run in taken.runs(u64::MAX).filter(|r| r.gpa() >= first && r.gpa() - first < len) {
+                    region.bitmap().mark_dirty((run.gpa() - first) as usize, run.len() as usize);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(self) -> D::Gone {
+        self.door.give_away()
+    }
+}
+
+/// What the receiver allows.
+#[derive(Debug, Clone, Default)]
+pub struct Limits {
+    /// Most guest memory in bytes; 0: as much as any machine may have.
+    pub memory_bytes: u64,
+    /// Most vCPUs; 0: as many as the backend runs.
+    pub vcpus: u32,
+    /// Another TSC frequency is accepted.
+    pub allow_tsc_mismatch: bool,
+}
+
+/// Where a guest will arrive.
+pub struct Arriving {
+    plugin: Arc<Plugin>,
+    probe: Probe,
+    limits: Limits,
+    console: Console,
+    events: EventSink,
+}
+
+impl Arriving {
+    /// Prepares to receive on `plugin`.
+    ///
+    /// # Errors
+    /// The backend cannot be used here.
+    pub fn new(
+        plugin: Arc<Plugin>,
+        limits: Limits,
+        console: Console,
+        events: EventSink,
+    ) -> Result<Self, Fault> {
+        let probe = plugin.probe()?;
+        Ok(Arriving { plugin, probe, limits, console, events })
+    }
+}
+
+/// A machine that is being filled, and its header.
+pub struct Filling {
+    machine: Machine,
+    devices: DevicesConfig,
+}
+
+/// A machine whose guest has just arrived and runs.
+pub struct Arrived {
+    /// The machine.
+    pub machine: Machine,
+    /// What it was built with.
+    pub devices: DevicesConfig,
+}
+
+impl Builder for Arriving {
+    type Target = Filling;
+
+    fn capabilities(&self) -> Capabilities {
+        let or = |limit: u64, most: u64| if limit == 0 { most } else { limit.min(most) };
+        let mut sections = self.plugin.descriptor().sections.clone();
+        sections.extend(board_kinds());
+        sections.extend(device_kinds());
+        Capabilities {
+            backend: self.plugin.descriptor().name.clone(),
+            boards: vec![BOARD_MICROVM],
+            max_memory_bytes: or(self.limits.memory_bytes, MAX_RAM),
+            max_vcpus: or(self.limits.vcpus.into(), self.probe.max_vcpus.into()) as u32,
+            models: self.probe.models.clone(),
+            host_features: None,
+            sections,
+            tsc_khz: self.probe.tsc_khz,
+            tsc_scaling: self.probe.tsc_scaling,
+            allow_tsc_mismatch: self.limits.allow_tsc_mismatch,
+            devices: DEVICES.map(str::to_owned).into(),
+        }
+    }
+
+    fn build(self, offer: &Offer) -> Result<Filling, Fault> {
+        let described: Description = serde_json::from_slice(&offer.description)?;
+        let memory_bytes = offer.memory_bytes();
+        let ours = layout(memory_bytes)?;
+        if !offer.regions.iter().map(|r| (r.gpa, r.len)).eq(ours) {
+            return Err("its memory lies elsewhere than on this board".into());
+        }
+        let devices = DevicesConfig::from(described);
+        let spec = Spec {
+            vcpus: offer.vcpus,
+            memory_bytes,
+            model: Some(offer.model.clone()),
+            tsc_khz: Some(offer.tsc_khz),
+            allow_tsc_mismatch: self.limits.allow_tsc_mismatch || offer.allow_tsc_mismatch,
+            backing: Backing::Anonymous,
+            devices: devices.clone(),
+        };
+        let machine = Machine::build(&spec, &self.plugin, self.console, self.events)?;
+        Ok(Filling { machine, devices })
+    }
+}
+
+impl Target for Filling {
+    type Running = Arrived;
+
+    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), Fault> {
+        ram::write(self.machine.ram(), gpa, bytes)
+    }
+
+    fn zero(&mut self, gpa: u64, len: u64) -> Result<(), Fault> {
+        ram::zero(self.machine.ram(), gpa, len)
+    }
+
+    fn load(&mut self, container: &[u8]) -> Result<(), Fault> {
+        let (found, sections) = state::read(container)?;
+        let own = header(&self.machine);
+        if (found.board, found.vcpus, found.memory_bytes, &found.model)
+            != (own.board, own.vcpus, own.memory_bytes, &own.model)
+        {
+            return Err("the state is of another machine than the one that was offered".into());
+        }
+        Ok(self.machine.restore(&sections)?)
+    }
+
+    fn run(mut self, advance_ns: u64) -> Result<Arrived, Fault> {
+        self.machine.resume(advance_ns)?;
+        Ok(Arrived { machine: self.machine, devices: self.devices })
+    }
+}
