@@ -1,2 +1,7 @@
 //! The `godwit` program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(godwit_vmm::cli::main())
+}

@@ -4,4 +4,5 @@
 //! room does not know the machine's inside.
 
 pub mod http;
+pub mod router;
 pub mod server;

@@ -1,5 +1,55 @@
-//! The program's subcommands.
+//! The program's command line: `godwit` with Firecracker's flags, and subcommands for people.
 
+pub mod backends;
 pub mod client;
+pub mod exit;
 pub mod inspect;
+mod log;
 pub mod migrate;
+pub mod run;
+mod signals;
+mod terminal;
+
+use clap::{Parser, Subcommand};
+
+/// Runs microVMs that move live between hosts with different CPUs.
+///
+/// Without a subcommand it takes Firecracker's flags: a config file, an API socket, or both.
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version, args_conflicts_with_subcommands = true, after_help = exit::HELP)]
+struct Program {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: run::Flags,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the machine of a config file.
+    Run(run::Run),
+    /// List the CPU backends that are found, and what they can do here.
+    Backends(backends::Backends),
+    /// Move a running guest to another host.
+    Migrate(migrate::Migrate),
+    /// Print what is in a snapshot or state file.
+    Inspect(inspect::Inspect),
+}
+
+/// Parses the command line and does what it says: the exit code.
+pub fn main() -> u8 {
+    let program = match Program::try_parse() {
+        Ok(program) => program,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { exit::ARGUMENTS } else { exit::OK };
+        }
+    };
+    match program.command {
+        None => program.run.run(),
+        Some(Command::Run(run)) => run.run(),
+        Some(Command::Backends(backends)) => backends.run(),
+        Some(Command::Migrate(migrate)) => migrate.run(),
+        Some(Command::Inspect(inspect)) => inspect.run(),
+    }
+}

@@ -14,6 +14,8 @@ pub use file::{ConfigError, ConfigFile, parse, read};
 pub use machine::{CpuTemplate, HugePages, MAX_MEM_MIB, MAX_VCPUS, MachineConfig, MachineConfigUpdate};
 pub use observe::{Level, LoggerConfig, MetricsConfig};
 
+pub use crate::virtio::block::DriveConfig;
+pub use crate::virtio::net::NetworkInterfaceConfig;
 use crate::virtio::slots::DevicesConfig;
 
 /// Why a value cannot be honoured: it names the field and says what can be done.

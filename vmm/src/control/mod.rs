@@ -1,3 +1,246 @@
-//! Soon.
+//! The one thread that owns the machine. All others send it an [`Action`] and get a typed outcome or a typed denial.
+//!
+//! ```text
+//!   NotStarted ──Start──► Running ◄──Pause/Resume──► Paused
+//!                           │    (guest's reset, power-off, triple fault; signal; escape key)
+//!                           ▼
+//!                          End          Running/Paused ──given to another host──► GivenAway ──Quit──► End
+//! ```
+//!
+//! Which action is legal in which stage is [`Action::legal`], and nowhere else.
 
+mod action;
+mod handle;
 pub mod moving;
+
+pub use action::{Action, ConfigPart, Denied, InstanceInfo, Outcome, Stage};
+pub use handle::{Handle, MachineDoor};
+
+use crate::board::boot::BootSource;
+use crate::config::{BootSourceConfig, MachineSpec};
+use crate::machine::{Console, Event, Machine, Spec};
+use crate::memory::ram::Backing;
+use crate::plugin::Plugin;
+use crate::virtio::slots::DevicesConfig;
+use handle::Message;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+/// How it all ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The guest asked for a reset.
+    Reset,
+    /// The guest switched itself off.
+    PowerOff,
+    /// Asked to by signal, escape key or API.
+    Quit,
+    /// The guest runs elsewhere.
+    GivenAway,
+    /// A vCPU's triple fault.
+    TripleFault {
+        /// Which.
+        vcpu: u32,
+    },
+    /// The backend could not go on.
+    Failed(String),
+}
+
+/// The owner of the machine.
+pub struct Control {
+    id: String,
+    plugin: Arc<Plugin>,
+    config: MachineSpec,
+    console: Option<Console>,
+    machine: Option<Machine>,
+    stage: Stage,
+    handle: Handle,
+    inbox: Receiver<Message>,
+}
+
+impl Control {
+    /// An owner of no machine yet; `config` may be changed until `Start`.
+    pub fn new(id: String, plugin: Arc<Plugin>, config: MachineSpec, console: Console) -> Self {
+        let (handle, inbox) = Handle::pair();
+        let console = Some(console);
+        Control { id, plugin, config, console, machine: None, stage: Stage::NotStarted, handle, inbox }
+    }
+
+    /// What other threads reach it by.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Takes a machine that came from elsewhere, running or paused, with the configuration it has.
+    pub fn adopt(&mut self, machine: Machine, config: MachineSpec) {
+        use crate::machine::RunState;
+        self.stage = match machine.run_state() {
+            RunState::Running => Stage::Running,
+            RunState::Paused => Stage::Paused,
+        };
+        (self.machine, self.config) = (Some(machine), config);
+    }
+
+    /// The console for [`Self::adopt`]'s machine, while there is none yet.
+    pub fn take_console(&mut self) -> Console {
+        self.console.take().unwrap_or_default()
+    }
+
+    /// Starts the configured machine without being asked.
+    ///
+    /// # Errors
+    /// As for the action.
+    pub fn start_now(&mut self) -> Result<(), Denied> {
+        self.act(Action::Start).map(drop)
+    }
+
+    /// Serves until the end.
+    pub fn run(mut self) -> End {
+        loop {
+            // The handle of our own keeps the channel open, so this only ends by a message.
+            let Ok(message) = self.inbox.recv() else { return End::Quit };
+            match message {
+                Message::Act(Action::Quit, reply) => {
+                    let _ = reply.send(Ok(Outcome::Done));
+                    return if self.stage == Stage::GivenAway { End::GivenAway } else { End::Quit };
+                }
+                Message::Act(action, reply) => {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(self.act(action));
+                }
+                Message::With(f) => {
+                    f(self.machine.as_mut());
+                    self.look();
+                }
+                Message::GiveAway(reply) => {
+                    self.stage = Stage::GivenAway;
+                    let _ = reply.send(());
+                }
+                Message::Event(event) => {
+                    if let Some(end) = self.event(event) {
+                        return end;
+                    }
+                }
+                Message::Quit => return End::Quit,
+            }
+        }
+    }
+
+    /// Somebody had the machine: is it running?
+    fn look(&mut self) {
+        use crate::machine::RunState;
+        if let (Stage::Running | Stage::Paused, Some(machine)) = (self.stage, &self.machine) {
+            self.stage = match machine.run_state() {
+                RunState::Running => Stage::Running,
+                RunState::Paused => Stage::Paused,
+            };
+        }
+    }
+
+    fn event(&mut self, event: Event) -> Option<End> {
+        if self.stage == Stage::GivenAway {
+            return None;
+        }
+        Some(match event {
+            Event::Reset => End::Reset,
+            Event::PowerOff => End::PowerOff,
+            Event::TripleFault { vcpu } => End::TripleFault { vcpu },
+            Event::Failed { vcpu, reason } => End::Failed(format!("vCPU {vcpu}: {reason}")),
+            Event::Escape => End::Quit,
+        })
+    }
+
+    fn act(&mut self, action: Action) -> Result<Outcome, Denied> {
+        if !action.legal(self.stage) {
+            return Err(Denied::Stage { action: action.name(), stage: self.stage });
+        }
+        let failed = |e: crate::machine::MachineError| Denied::Failed(e.to_string());
+        match action {
+            Action::Describe => Ok(Outcome::Instance(InstanceInfo {
+                id: self.id.clone(),
+                state: self.stage,
+                backend: self.plugin.descriptor().name.clone(),
+            })),
+            Action::Config => Ok(Outcome::Config(Box::new(self.config.clone()))),
+            Action::Configure(part) => self.configure(*part).map(|()| Outcome::Done),
+            Action::Start => self.start().map(|()| Outcome::Done),
+            Action::Pause => {
+                self.machine()?.pause().map_err(failed)?;
+                self.stage = Stage::Paused;
+                Ok(Outcome::Done)
+            }
+            Action::Resume => {
+                self.machine()?.resume(0).map_err(failed)?;
+                self.stage = Stage::Running;
+                Ok(Outcome::Done)
+            }
+            Action::CtrlAltDel => match self.machine()?.ctrl_alt_del() {
+                true => Ok(Outcome::Done),
+                false => Err(Denied::Failed("the guest has not taken the last Ctrl-Alt-Del yet".into())),
+            },
+            Action::Counters => Ok(Outcome::Counters(self.machine()?.counters())),
+            Action::Quit => Ok(Outcome::Done),
+        }
+    }
+
+    fn machine(&mut self) -> Result<&mut Machine, Denied> {
+        self.machine.as_mut().ok_or(Denied::Failed("there is no machine".into()))
+    }
+
+    fn configure(&mut self, part: ConfigPart) -> Result<(), Denied> {
+        part.apply(&mut self.config).map_err(|e| Denied::Failed(e.to_string()))
+    }
+
+    fn start(&mut self) -> Result<(), Denied> {
+        let failed = |e: crate::machine::MachineError| Denied::Failed(e.to_string());
+        let Some(boot) = &self.config.boot else {
+            return Err(Denied::Failed("no boot-source is configured".into()));
+        };
+        let source = BootSource {
+            kernel: boot.kernel_image_path.clone(),
+            initrd: boot.initrd_path.clone(),
+            cmdline: cmdline(boot, &self.config.devices),
+        };
+        let spec = spec(&self.config);
+        let console = self.console.take().unwrap_or_default();
+        let mut machine =
+            Machine::build(&spec, &self.plugin, console, self.handle.event_sink()).map_err(failed)?;
+        machine.boot(&source).map_err(failed)?;
+        if self.config.machine.track_dirty_pages {
+            machine.start_dirty_log().map_err(failed)?;
+        }
+        machine.resume(0).map_err(failed)?;
+        self.machine = Some(machine);
+        self.stage = Stage::Running;
+        Ok(())
+    }
+}
+
+/// The kernel command line: the given one and the root device's, as Firecracker adds it.
+fn cmdline(boot: &BootSourceConfig, devices: &DevicesConfig) -> String {
+    let mut line = boot.args().to_owned();
+    let named = line.split_whitespace().any(|w| w.starts_with("root="));
+    if let Some(root) = devices.drives.iter().find(|d| d.is_root_device)
+        && boot.initrd_path.is_none()
+        && !named
+    {
+        let device = root.partuuid.as_ref().map_or("/dev/vda".into(), |id| format!("PARTUUID={id}"));
+        let mode = if root.is_read_only == Some(true) { "ro" } else { "rw" };
+        line.push_str(&format!(" root={device} {mode}"));
+    }
+    line
+}
+
+/// The machine that a configuration describes.
+pub fn spec(config: &MachineSpec) -> Spec {
+    let m = &config.machine;
+    Spec {
+        vcpus: m.vcpu_count.into(),
+        memory_bytes: m.mem_bytes(),
+        model: m.cpu_model.map(|m| m.name().to_owned()),
+        tsc_khz: m.tsc_khz,
+        allow_tsc_mismatch: false,
+        backing: Backing::Anonymous,
+        devices: config.devices.clone(),
+    }
+}

@@ -6,7 +6,9 @@ use std::fs::File;
 use std::sync::Arc;
 use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
 
 /// First address of the gap below 4 GiB, which holds the devices' windows.
 pub const GAP_START: u64 = 0xd000_0000;
@@ -27,6 +29,8 @@ pub enum Backing {
     Shared,
     /// A snapshot's memory file, mapped copy-on-write: the regions one after the other from its beginning.
     Private(Arc<File>),
+    /// Already mapped, with the regions of [`layout`].
+    Mapped(GuestRam),
 }
 
 /// Why RAM could not be had.
@@ -71,6 +75,10 @@ pub fn layout(bytes: u64) -> Result<Vec<(u64, u64)>, RamError> {
 /// # Errors
 /// An impossible size, or the host's refusal.
 pub fn allocate(bytes: u64, backing: &Backing) -> Result<GuestRam, RamError> {
+    if let Backing::Mapped(ram) = backing {
+        let found: Vec<_> = ram.iter().map(|r| (r.start_addr().0, r.len())).collect();
+        return if found == layout(bytes)? { Ok(ram.clone()) } else { Err(RamError::Size { bytes }) };
+    }
     let mut regions = Vec::new();
     let shared = match backing {
         Backing::Shared => {
@@ -116,7 +124,7 @@ pub fn allocate(bytes: u64, backing: &Backing) -> Result<GuestRam, RamError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::Bytes;
 
     #[test]
     fn ram_leaves_the_gap_free() {

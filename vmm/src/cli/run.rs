@@ -1,0 +1,211 @@
+//! Running a machine: Firecracker's flags, the console, signals, the API socket, and the end.
+
+use super::{exit, log, signals, terminal};
+use crate::api::router::Router;
+use crate::api::server::Server;
+use crate::config::{self, MachineSpec};
+use crate::control::{Control, End, Handle};
+use crate::machine::{Console, HostOutput};
+use crate::plugin::trust::Pin;
+use crate::plugin::{Choice, choose};
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Firecracker's flags, and ours beside them.
+#[derive(Debug, clap::Args)]
+pub struct Flags {
+    /// Configuration of the machine; it is started at once.
+    #[arg(long, value_name = "PATH")]
+    config_file: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// `godwit run`.
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// Configuration of the machine.
+    config: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What both take.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Unix socket for the API; without a config file this is how the machine is configured.
+    #[arg(long, value_name = "PATH")]
+    api_sock: Option<PathBuf>,
+    /// No API socket; needs a config file.
+    #[arg(long, conflicts_with = "api_sock")]
+    no_api: bool,
+    /// Name of this instance.
+    #[arg(long, default_value = "anonymous-instance")]
+    id: String,
+    /// CPU backend: auto (the best that works here), a name, or the path of a plugin.
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    backend: Choice,
+    /// Look for plugins here only.
+    #[arg(long, value_name = "DIR")]
+    backend_dir: Option<PathBuf>,
+    /// Load only a plugin with this SHA-256; may be given several times.
+    #[arg(long, value_name = "SHA256")]
+    plugin_sha256: Vec<String>,
+    /// Write the log to this file or named pipe.
+    #[arg(long, value_name = "PATH")]
+    log_path: Option<PathBuf>,
+    /// Off, Error, Warning, Info, Debug or Trace.
+    #[arg(long, value_name = "LEVEL", default_value = "Warning")]
+    level: String,
+    /// Show each log line's level.
+    #[arg(long)]
+    show_level: bool,
+    /// Show where in the code each log line comes from.
+    #[arg(long)]
+    show_log_origin: bool,
+    /// Longest request body that the API takes, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 51200)]
+    http_api_max_payload_size: usize,
+}
+
+/// Why it ended before the machine did: text and exit code.
+struct Fatal(String, u8);
+
+fn fatal<E: ToString>(code: u8) -> impl Fn(E) -> Fatal {
+    move |e| Fatal(e.to_string(), code)
+}
+
+impl Flags {
+    /// Does it: the exit code.
+    pub fn run(&self) -> u8 {
+        if self.config_file.is_none() && self.common.api_sock.is_none() {
+            eprintln!("godwit: give --config-file FILE, --api-sock PATH or both; see godwit --help");
+            return exit::ARGUMENTS;
+        }
+        self.common.run(self.config_file.as_deref())
+    }
+}
+
+impl Run {
+    /// Does it: the exit code.
+    pub fn run(&self) -> u8 {
+        self.common.run(Some(&self.config))
+    }
+}
+
+impl Common {
+    fn run(&self, config: Option<&Path>) -> u8 {
+        match self.live(config) {
+            Ok(code) => code,
+            Err(Fatal(text, code)) => {
+                eprintln!("godwit: {text}");
+                code
+            }
+        }
+    }
+
+    fn live(&self, file: Option<&Path>) -> Result<u8, Fatal> {
+        let style = log::Style {
+            path: self.log_path.as_deref(),
+            level: &self.level,
+            show_level: self.show_level,
+            show_origin: self.show_log_origin,
+        };
+        log::start(style).map_err(fatal(exit::ARGUMENTS))?;
+        let pins: Vec<Pin> = self
+            .plugin_sha256
+            .iter()
+            .map(|p| Pin::parse(p))
+            .collect::<Result<_, _>>()
+            .map_err(fatal(exit::ARGUMENTS))?;
+        let config = file.map(config::read).transpose().map_err(fatal(exit::CONFIG))?;
+        let plugin = choose(&self.backend, self.backend_dir.as_deref(), &pins).map_err(fatal(exit::ERROR))?;
+        if self.backend == Choice::Auto {
+            let d = plugin.descriptor();
+            eprintln!("godwit: CPU backend {}: {}", d.name, d.summary);
+        }
+        signals::block().map_err(fatal(exit::ERROR))?;
+
+        let raw = terminal::Raw::enter().map_err(fatal(exit::ERROR))?;
+        let console = console().map_err(fatal(exit::ERROR))?;
+        let mut control = Control::new(
+            self.id.clone(),
+            plugin,
+            config.as_ref().map_or_else(MachineSpec::default, |c| c.spec()),
+            console,
+        );
+        let handle = control.handle();
+        let quit = handle.clone();
+        signals::watch(move || quit.quit()).map_err(fatal(exit::ERROR))?;
+        let api = match &self.api_sock {
+            Some(path) if !self.no_api => {
+                let text = |e: io::Error| Fatal(format!("API socket {}: {e}", path.display()), exit::ERROR);
+                Some(Api::start(path, self.http_api_max_payload_size, handle).map_err(text)?)
+            }
+            _ => None,
+        };
+        if config.is_some() {
+            control.start_now().map_err(fatal(exit::ERROR))?;
+        }
+        let end = control.run();
+        drop(api);
+        drop(raw);
+        Ok(match end {
+            End::Reset | End::PowerOff | End::Quit | End::GivenAway => exit::OK,
+            End::TripleFault { vcpu } => {
+                eprintln!("godwit: vCPU {vcpu}: triple fault: the guest's processor has shut down");
+                exit::TRIPLE_FAULT
+            }
+            End::Failed(reason) => {
+                eprintln!("godwit: {reason}");
+                exit::ERROR
+            }
+        })
+    }
+}
+
+/// Standard input and output as the guest's console.
+fn console() -> io::Result<Console> {
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let escape = io::stdin().is_terminal();
+    Ok(Console { input: Some(input), output: Box::new(HostOutput::new(output)), escape })
+}
+
+/// The API thread; dropping it ends it and removes the socket.
+struct Api {
+    path: PathBuf,
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Api {
+    fn start(path: &Path, max_body: usize, handle: Handle) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        let stop = EventFd::new(libc::EFD_CLOEXEC)?;
+        let router = Router::new(handle);
+        let mut server = Server::new(listener, stop.try_clone()?, max_body, router)?;
+        let serve = move || {
+            if let Err(e) = server.run() {
+                tracing::error!("the API has ended: {e}");
+            }
+        };
+        let thread = std::thread::Builder::new().name("api".into()).spawn(serve)?;
+        Ok(Api { path: path.into(), stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

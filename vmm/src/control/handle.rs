@@ -1,0 +1,79 @@
+//! What other threads hold of the control thread.
+
+use super::{Action, Denied, Outcome};
+use crate::machine::{Event, EventSink, Machine};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// Work with the machine.
+type Work = Box<dyn FnOnce(Option<&mut Machine>) + Send>;
+
+pub(super) enum Message {
+    Act(Action, Sender<Result<Outcome, Denied>>),
+    With(Work),
+    GiveAway(Sender<()>),
+    Event(Event),
+    Quit,
+}
+
+/// Sends requests to the control thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle(Sender<Message>);
+
+impl Handle {
+    pub(super) fn pair() -> (Handle, Receiver<Message>) {
+        let (sender, receiver) = channel();
+        (Handle(sender), receiver)
+    }
+
+    /// Has an action done and waits for the answer.
+    ///
+    /// # Errors
+    /// Denied, with the reason.
+    pub fn act(&self, action: Action) -> Result<Outcome, Denied> {
+        let (reply, answer) = channel();
+        self.0.send(Message::Act(action, reply)).map_err(|_| Denied::Ended)?;
+        answer.recv().map_err(|_| Denied::Ended)?
+    }
+
+    /// Asks for the end, without waiting.
+    pub fn quit(&self) {
+        let _ = self.0.send(Message::Quit);
+    }
+
+    /// Where a machine's events go.
+    pub fn event_sink(&self) -> EventSink {
+        let sender = self.0.clone();
+        Arc::new(move |event| drop(sender.send(Message::Event(event))))
+    }
+
+    /// The machine, for a migration or a snapshot.
+    pub fn door(&self) -> MachineDoor {
+        MachineDoor(self.clone())
+    }
+}
+
+/// A way to have the control thread do something with its machine, one thing at a time.
+pub struct MachineDoor(Handle);
+
+impl MachineDoor {
+    /// Has `f` done on the control thread and waits for it. `None`: there is no machine, or no control thread any more.
+    pub fn with<R: Send + 'static>(&self, f: impl FnOnce(&mut Machine) -> R + Send + 'static) -> Option<R> {
+        let (reply, answer) = channel();
+        let work: Work = Box::new(move |machine| {
+            if let Some(machine) = machine {
+                let _ = reply.send(f(machine));
+            }
+        });
+        (self.0).0.send(Message::With(work)).ok()?;
+        answer.recv().ok()
+    }
+
+    /// The guest is somebody else's from here on: no action resumes it any more.
+    pub fn give_away(self) {
+        let (reply, done) = channel();
+        if (self.0).0.send(Message::GiveAway(reply)).is_ok() {
+            let _ = done.recv();
+        }
+    }
+}
