@@ -151,6 +151,8 @@ impl Cpus {
                     let filter = sandbox::enter(sandbox::Kind::Vcpu, &name);
                     let bound = filter.is_ok();
                     let _ = tell.send(filter);
+                    // The builder waits for the last sender to go.
+                    drop(tell);
                     if bound {
                         run(id, &gate, &theirs, &events);
                     }

@@ -193,6 +193,8 @@ impl Loop {
             let filter = sandbox::enter(sandbox::Kind::Device, "devices");
             let bound = filter.is_ok();
             let _ = tell.send(filter);
+            // The builder waits for the sender to go.
+            drop(tell);
             if !bound {
                 return;
             }
