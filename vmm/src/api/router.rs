@@ -3,7 +3,7 @@
 use super::http::{Method, Request, Response};
 use super::server::Handler;
 use crate::config::{BootSourceConfig, MachineConfig, MachineConfigUpdate, MachineSpec};
-use crate::control::{Action, ConfigPart, Denied, Handle, Outcome};
+use crate::control::{Action, ConfigPart, Denied, Handle, Migrations, Outcome};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -11,6 +11,7 @@ use serde_json::json;
 /// Answers requests by way of the control thread.
 pub struct Router {
     handle: Handle,
+    migrations: Migrations,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +65,8 @@ fn whole(c: &MachineSpec) -> serde_json::Value {
 impl Router {
     /// A router in front of the control thread.
     pub fn new(handle: Handle) -> Self {
-        Router { handle }
+        let migrations = Migrations::new(handle.clone());
+        Router { handle, migrations }
     }
 
     fn act(&self, action: Action) -> Result<Outcome, Response> {
@@ -105,6 +107,17 @@ impl Router {
             (Get, ["vm", "config"]) => self.config(|c| Ok(whole(c))),
             (Get, ["machine-config"]) => self.config(|c| serde_json::to_value(&c.machine)),
             (Get, ["backend"]) => self.backend(),
+            (Get, ["migration"]) => match self.migrations.snapshot() {
+                Some(s) => {
+                    let value = serde_json::to_value(s).map_err(|e| Response::fault(500, e.to_string()))?;
+                    Ok(Response::ok(&value))
+                }
+                None => Err(Response::fault(400, "There was no migration.")),
+            },
+            (Put, ["migration"]) => match self.migrations.request(body(request)?) {
+                Ok(()) => Ok(Response::no_content()),
+                Err(why) => Err(Response::fault(400, why)),
+            },
             (Put, ["boot-source"]) => {
                 self.configure(ConfigPart::BootSource(body::<BootSourceConfig>(request)?))
             }

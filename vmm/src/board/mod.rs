@@ -13,14 +13,17 @@ pub mod bus;
 pub mod chipset;
 pub mod clock;
 pub mod i8042;
-pub mod ioapic;
+mod ioapic;
 pub mod irq;
-pub mod pic;
+mod pic;
 pub mod pit;
 pub mod pm;
 pub mod rtc;
 pub mod serial;
 pub mod timers;
+
+pub use ioapic::IoApicV1;
+pub use pic::PicV1;
 
 /// What a guest may ask of the whole machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

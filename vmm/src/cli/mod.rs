@@ -6,6 +6,7 @@ pub mod exit;
 pub mod inspect;
 mod log;
 pub mod migrate;
+pub mod receive;
 pub mod run;
 mod signals;
 mod terminal;
@@ -32,6 +33,8 @@ enum Command {
     Backends(backends::Backends),
     /// Move a running guest to another host.
     Migrate(migrate::Migrate),
+    /// Wait for a guest and run it.
+    Receive(receive::Receive),
     /// Print what is in a snapshot or state file.
     Inspect(inspect::Inspect),
 }
@@ -50,6 +53,7 @@ pub fn main() -> u8 {
         Some(Command::Run(run)) => run.run(),
         Some(Command::Backends(backends)) => backends.run(),
         Some(Command::Migrate(migrate)) => migrate.run(),
+        Some(Command::Receive(receive)) => receive.run(),
         Some(Command::Inspect(inspect)) => inspect.run(),
     }
 }

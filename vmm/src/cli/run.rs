@@ -155,22 +155,27 @@ impl Common {
         let end = control.run();
         drop(api);
         drop(raw);
-        Ok(match end {
-            End::Reset | End::PowerOff | End::Quit | End::GivenAway => exit::OK,
-            End::TripleFault { vcpu } => {
-                eprintln!("godwit: vCPU {vcpu}: triple fault: the guest's processor has shut down");
-                exit::TRIPLE_FAULT
-            }
-            End::Failed(reason) => {
-                eprintln!("godwit: {reason}");
-                exit::ERROR
-            }
-        })
+        Ok(report(end))
+    }
+}
+
+/// Says how it ended, if that needs saying: the exit code.
+pub(super) fn report(end: End) -> u8 {
+    match end {
+        End::Reset | End::PowerOff | End::Quit | End::GivenAway => exit::OK,
+        End::TripleFault { vcpu } => {
+            eprintln!("godwit: vCPU {vcpu}: triple fault: the guest's processor has shut down");
+            exit::TRIPLE_FAULT
+        }
+        End::Failed(reason) => {
+            eprintln!("godwit: {reason}");
+            exit::ERROR
+        }
     }
 }
 
 /// Standard input and output as the guest's console.
-fn console() -> io::Result<Console> {
+pub(super) fn console() -> io::Result<Console> {
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let escape = io::stdin().is_terminal();
@@ -178,14 +183,14 @@ fn console() -> io::Result<Console> {
 }
 
 /// The API thread; dropping it ends it and removes the socket.
-struct Api {
+pub(super) struct Api {
     path: PathBuf,
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Api {
-    fn start(path: &Path, max_body: usize, handle: Handle) -> io::Result<Self> {
+    pub(super) fn start(path: &Path, max_body: usize, handle: Handle) -> io::Result<Self> {
         let listener = UnixListener::bind(path)?;
         let stop = EventFd::new(libc::EFD_CLOEXEC)?;
         let router = Router::new(handle);

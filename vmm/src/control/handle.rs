@@ -12,6 +12,7 @@ pub(super) enum Message {
     Act(Action, Sender<Result<Outcome, Denied>>),
     With(Work),
     GiveAway(Sender<()>),
+    TakeBack(Sender<Result<(), Denied>>),
     Event(Event),
     Quit,
 }
@@ -75,5 +76,15 @@ impl MachineDoor {
         if (self.0).0.send(Message::GiveAway(reply)).is_ok() {
             let _ = done.recv();
         }
+    }
+
+    /// An operator's word that a guest that was given away does not run elsewhere: it goes on here.
+    ///
+    /// # Errors
+    /// It was not given away, or cannot be run.
+    pub fn take_back(self) -> Result<(), Denied> {
+        let (reply, done) = channel();
+        (self.0).0.send(Message::TakeBack(reply)).map_err(|_| Denied::Ended)?;
+        done.recv().map_err(|_| Denied::Ended)?
     }
 }

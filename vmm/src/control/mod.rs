@@ -11,10 +11,12 @@
 
 mod action;
 mod handle;
+mod migration;
 pub mod moving;
 
 pub use action::{Action, ConfigPart, Denied, InstanceInfo, Outcome, Stage};
 pub use handle::{Handle, MachineDoor};
+pub use migration::Migrations;
 
 use crate::board::boot::BootSource;
 use crate::config::{BootSourceConfig, MachineSpec};
@@ -116,6 +118,9 @@ impl Control {
                     self.stage = Stage::GivenAway;
                     let _ = reply.send(());
                 }
+                Message::TakeBack(reply) => {
+                    let _ = reply.send(self.take_back());
+                }
                 Message::Event(event) => {
                     if let Some(end) = self.event(event) {
                         return end;
@@ -124,6 +129,15 @@ impl Control {
                 Message::Quit => return End::Quit,
             }
         }
+    }
+
+    fn take_back(&mut self) -> Result<(), Denied> {
+        if self.stage != Stage::GivenAway {
+            return Err(Denied::Stage { action: "take back", stage: self.stage });
+        }
+        self.machine()?.resume(0).map_err(|e| Denied::Failed(e.to_string()))?;
+        self.stage = Stage::Running;
+        Ok(())
     }
 
     /// Somebody had the machine: is it running?

@@ -1,10 +1,10 @@
 //! Which sections a machine's state has: what is offered before a move, and what can be taken.
 
 use super::Machine;
+use crate::board::IoApicV1;
+use crate::board::PicV1;
 use crate::board::clock::BoardClockV1;
 use crate::board::i8042::I8042V1;
-use crate::board::ioapic::IoApicV1;
-use crate::board::pic::PicV1;
 use crate::board::pit::PitV1;
 use crate::board::rtc::RtcV1;
 use crate::board::serial::SerialV1;

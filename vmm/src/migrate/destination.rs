@@ -370,6 +370,7 @@ pub fn wait_for_guest<B: Builder>(
         match link.hello() {
             Ok(_) => {
                 drop(listener);
+                progress.restart();
                 return Ok(receive_greeted(Greeted { builder, link, progress }));
             }
             Err(error) => {

@@ -101,7 +101,7 @@ impl Snapshot {
 
 struct Shared {
     state: Mutex<Snapshot>,
-    started: Instant,
+    started: Mutex<Instant>,
     cancel: AtomicBool,
 }
 
@@ -121,8 +121,11 @@ impl Progress {
     /// A migration that begins now.
     pub fn new(role: &str, peer: &str) -> Self {
         let state = Snapshot { role: role.into(), peer: peer.into(), ..Default::default() };
-        let shared =
-            Shared { state: Mutex::new(state), started: Instant::now(), cancel: AtomicBool::new(false) };
+        let shared = Shared {
+            state: Mutex::new(state),
+            started: Mutex::new(Instant::now()),
+            cancel: AtomicBool::new(false),
+        };
         Progress { shared: Arc::new(shared) }
     }
 
@@ -137,7 +140,12 @@ impl Progress {
 
     /// Time since it began.
     pub fn elapsed(&self) -> Duration {
-        self.shared.started.elapsed()
+        self.shared.started.lock().unwrap_or_else(|e| e.into_inner()).elapsed()
+    }
+
+    /// It begins only now: the time before was waiting.
+    pub fn restart(&self) {
+        *self.shared.started.lock().unwrap_or_else(|e| e.into_inner()) = Instant::now();
     }
 
     /// Changes it.

@@ -1,0 +1,173 @@
+//! Sending the guest away when asked to: the thread that does it, and what others see of it.
+
+use super::moving::{Door, Leaving};
+use super::{Action, Handle, MachineDoor, Outcome};
+use crate::machine::Machine;
+use crate::migrate::fault::Side;
+use crate::migrate::{
+    self, Address, Link, MigrateError, MigrationRequest, Options, Phase, Progress, SendRequest, Snapshot,
+    Stream, Tls, unconfirmed_advice,
+};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// After the guest has gone this process stays so long for somebody to fetch the report.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+
+impl Door for MachineDoor {
+    type Gone = ();
+    fn with<R: Send + 'static>(&self, f: impl FnOnce(&mut Machine) -> R + Send + 'static) -> Option<R> {
+        MachineDoor::with(self, f)
+    }
+    fn give_away(self) {
+        MachineDoor::give_away(self);
+    }
+}
+
+struct Shared {
+    handle: Handle,
+    current: Mutex<Option<Progress>>,
+    /// Somebody has seen the end.
+    seen: AtomicBool,
+}
+
+/// The migration that goes on, or the last one. Cheap to clone.
+#[derive(Clone)]
+pub struct Migrations(Arc<Shared>);
+
+impl Migrations {
+    /// None so far, of the machine behind `handle`.
+    pub fn new(handle: Handle) -> Self {
+        Migrations(Arc::new(Shared { handle, current: Mutex::new(None), seen: AtomicBool::new(false) }))
+    }
+
+    fn current(&self) -> std::sync::MutexGuard<'_, Option<Progress>> {
+        self.0.current.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// How far it is; `None`: there was none.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        let snapshot = self.current().as_ref().map(Progress::snapshot)?;
+        if snapshot.is_over() {
+            self.0.seen.store(true, Ordering::SeqCst);
+        }
+        Some(snapshot)
+    }
+
+    /// Does what `PUT /migration` asks for. Sending goes on when this returns.
+    ///
+    /// # Errors
+    /// Text for the operator.
+    pub fn request(&self, request: MigrationRequest) -> Result<(), String> {
+        match request {
+            MigrationRequest::Send(request) => self.send(*request),
+            MigrationRequest::Cancel => match self.current().as_ref().filter(|p| !p.snapshot().is_over()) {
+                Some(progress) => {
+                    progress.cancel();
+                    Ok(())
+                }
+                None => Err("no migration goes on".into()),
+            },
+            MigrationRequest::Resume => self.reclaim(),
+        }
+    }
+
+    /// An operator knows that a guest whose commit was not confirmed does not run at the destination.
+    fn reclaim(&self) -> Result<(), String> {
+        let mut current = self.current();
+        if current.as_ref().is_none_or(|p| p.snapshot().phase != Phase::Unconfirmed) {
+            return Err("only a guest whose migration ended unconfirmed is resumed this way".into());
+        }
+        self.0.handle.door().take_back().map_err(|e| e.to_string())?;
+        *current = None;
+        Ok(())
+    }
+
+    fn send(&self, request: SendRequest) -> Result<(), String> {
+        let (address, options) = request.check().map_err(|e| e.to_string())?;
+        let tls = request.tls_dir.as_deref().map(Tls::client).transpose().map_err(|e| e.to_string())?;
+        let config = match self.0.handle.act(Action::Config) {
+            Ok(Outcome::Config(config)) => config,
+            Ok(_) => return Err("an unexpected outcome".into()),
+            Err(denied) => return Err(denied.to_string()),
+        };
+        let mut current = self.current();
+        if let Some(before) = current.as_ref().map(Progress::snapshot) {
+            if !before.is_over() {
+                return Err(format!("a migration to {} goes on already", before.peer));
+            }
+            if before.phase != Phase::Failed {
+                return Err("the guest was given away already".into());
+            }
+        }
+        // Nobody else has the dirty log on.
+        let keep_log = false;
+        let leaving =
+            Leaving::new(self.0.handle.door(), &config.devices, request.allow_tsc_mismatch, keep_log)
+                .map_err(|_| "there is no machine to send: start it first".to_owned())?;
+        let progress = Progress::new("source", &address.to_string());
+        let worker = Worker { migrations: self.clone(), address, tls, options, progress: progress.clone() };
+        self.0.seen.store(false, Ordering::SeqCst);
+        std::thread::Builder::new()
+            .name("migrate".into())
+            .spawn(move || worker.run(leaving))
+            .map_err(|e| format!("no thread for the migration: {e}"))?;
+        *current = Some(progress);
+        Ok(())
+    }
+}
+
+struct Worker {
+    migrations: Migrations,
+    address: Address,
+    tls: Option<Tls>,
+    options: Options,
+    progress: Progress,
+}
+
+impl Worker {
+    fn connect(&self) -> Result<Link, MigrateError> {
+        let socket = migrate::connect(&self.address, CONNECT)?;
+        let stream: Box<dyn Stream> = match &self.tls {
+            Some(tls) => tls.wrap(socket, &self.address)?,
+            None => Box::new(socket),
+        };
+        Ok(Link::new(stream, Side::Source, self.options.idle))
+    }
+
+    fn run(self, leaving: Leaving<MachineDoor>) {
+        let link = match self.connect() {
+            Ok(link) => link,
+            Err(error) => {
+                return self.progress.update(|p| {
+                    p.phase = Phase::Failed;
+                    p.error = Some(error.to_string());
+                });
+            }
+        };
+        match migrate::send(leaving, link, self.options.clone(), self.progress.clone()) {
+            migrate::Outcome::Moved((), _) => {
+                eprintln!("godwit: the guest has moved to {}", self.address);
+                let end = Instant::now() + FAREWELL;
+                while !self.migrations.0.seen.load(Ordering::SeqCst) && Instant::now() < end {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                // The answer that carries the report is still on its way to the client.
+                std::thread::sleep(Duration::from_millis(20));
+                self.migrations.0.handle.quit();
+            }
+            migrate::Outcome::Stayed { error, stuck, .. } => {
+                eprintln!("godwit: the guest has not moved to {}: {error}", self.address);
+                if let Some(why) = stuck {
+                    eprintln!("godwit: and it could not be resumed: {why}");
+                }
+            }
+            migrate::Outcome::Unconfirmed((), error) => {
+                eprintln!("godwit: {}", unconfirmed_advice(&self.address.to_string(), &error));
+            }
+        }
+    }
+}
