@@ -239,3 +239,96 @@ fn an_interface_that_is_not_there_is_named() {
     let c = NetworkInterfaceConfig { host_dev_name: Some("tap0".into()), ..c };
     assert!(matches!(Net::new(&c), Err(NetError::Backend(_))));
 }
+
+/// Sends an ARP request through a real TAP, in a network namespace of this thread, and gets the kernel's answer.
+#[test]
+fn a_tap_carries_frames_both_ways() {
+    // SAFETY: moves only this thread, which ends with the test, into a namespace of its own.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return println!("SKIPPED a_tap_carries_frames_both_ways: no right to make a network namespace");
+    }
+    let json = r#"{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:AC:10:00:02"}"#;
+    let net = match Net::new(&serde_json::from_str(json).unwrap()) {
+        Ok(net) => net,
+        Err(e) => return println!("SKIPPED a_tap_carries_frames_both_ways: {e}"),
+    };
+    let ip = |args: &str| std::process::Command::new("ip").args(args.split(' ')).status();
+    if !ip("addr add 10.99.0.1/24 dev tap0").is_ok_and(|s| s.success()) {
+        return println!("SKIPPED a_tap_carries_frames_both_ways: no ip command");
+    }
+    assert!(ip("link set tap0 up").unwrap().success());
+    let mut d = Driver::new(net, ram());
+    let offered = d.offered();
+    assert_eq!(offered & bits::OFFLOADS, bits::OFFLOADS);
+    d.start(offered & !feature::EVENT_IDX);
+    let mut arp = vec![0xff; 6];
+    arp.extend(GUEST);
+    arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    arp.extend(GUEST);
+    arp.extend([10, 99, 0, 2, 0, 0, 0, 0, 0, 0, 10, 99, 0, 1]);
+    d.send(1, &[&[0; 12], &arp], &[]);
+    assert!(d.run(1, 2));
+    assert!(d.used(1).is_some());
+    // Among what a new interface says of its own accord.
+    let mut answered = false;
+    for _ in 0..1000 {
+        let at = d.send(0, &[], &[2000]);
+        while d.used(0).is_none() {
+            d.run(0, 4);
+            std::thread::yield_now();
+        }
+        let frame = d.bytes(at[0] + 12, 42);
+        if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] {
+            assert_eq!((&frame[..6], &frame[28..32]), (&GUEST[..], &[10, 99, 0, 1][..]));
+            answered = true;
+            break;
+        }
+    }
+    assert!(answered);
+}
+
+/// Asks a real passt for its address, by ARP; it answers for its gateway.
+#[test]
+fn a_real_passt_answers() {
+    let dir = vmm_sys_util::tempdir::TempDir::new().unwrap();
+    let path = dir.as_path().join("passt.sock").display().to_string();
+    let child = std::process::Command::new("passt")
+        .args(["--foreground", "--one-off", "--quiet", "--socket", &path])
+        .args(["--address", "10.98.0.2", "--netmask", "255.255.255.0", "--gateway", "10.98.0.1"])
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    let Ok(mut child) = child else {
+        return println!("SKIPPED a_real_passt_answers: passt is not installed");
+    };
+    let config = NetworkInterfaceConfig { passt_socket: Some(path), ..config() };
+    let net = loop {
+        match Net::new(&config) {
+            Ok(net) => break net,
+            Err(_) if child.try_wait().is_ok_and(|s| s.is_none()) => std::thread::yield_now(),
+            Err(e) => return println!("SKIPPED a_real_passt_answers: {e}"),
+        }
+    };
+    let mut d = Driver::new(net, ram());
+    d.start_plain();
+    let mut arp = vec![0xff; 6];
+    arp.extend(GUEST);
+    arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    arp.extend(GUEST);
+    arp.extend([10, 98, 0, 2, 0, 0, 0, 0, 0, 0, 10, 98, 0, 1]);
+    d.send(1, &[&[0; 12], &arp], &[]);
+    d.run(1, 2);
+    let frame = loop {
+        let at = d.send(0, &[], &[2000]);
+        while d.used(0).is_none() {
+            d.run(0, 4);
+            std::thread::yield_now();
+        }
+        let frame = d.bytes(at[0] + 12, 42);
+        if frame[12..14] == [8, 6] {
+            break frame;
+        }
+    };
+    assert_eq!((&frame[..6], &frame[20..22], &frame[28..32]), (&GUEST[..], &[0, 2][..], &[10, 98, 0, 1][..]));
+    drop(d);
+    let _ = child.wait();
+}
