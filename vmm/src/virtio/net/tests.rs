@@ -291,6 +291,9 @@ fn a_tap_carries_frames_both_ways() {
 #[test]
 fn a_real_passt_answers() {
     let dir = vmm_sys_util::tempdir::TempDir::new().unwrap();
+    // passt turns into nobody where root starts it.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(dir.as_path(), open).unwrap();
     let path = dir.as_path().join("passt.sock").display().to_string();
     let child = std::process::Command::new("passt")
         .args(["--foreground", "--one-off", "--quiet", "--socket", &path])
