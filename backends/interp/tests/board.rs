@@ -299,7 +299,7 @@ fn hello_prints_and_resets() {
 #[test]
 fn counter_counts_and_its_state_survives() {
     let vm = Vm::new(Model::X86_64, 0);
-    vm.boot("counter", "lines=6 rate=50 units=1", false);
+    vm.boot("counter", "lines=6 rate=50 units=31", false);
     assert_eq!(vm.run(), abi::EXIT_KICKED, "{:?}", vm.serial());
     let out = vm.serial();
     assert!(vm.board.reset.load(Ordering::SeqCst), "{out}");

@@ -12,6 +12,8 @@ pub(crate) mod muldiv;
 pub(crate) mod operand;
 pub(crate) mod shift;
 pub(crate) mod sse;
+pub(crate) mod sse_mov;
+pub(crate) mod sse_scalar;
 pub(crate) mod stack;
 pub(crate) mod string;
 pub(crate) mod system;

@@ -285,7 +285,7 @@ ops! {
         cpu.update_mode()
     }
 
-    fn rdpmc(cpu, _op) { return Err(cpu.gp(0)); }
+    fn rdpmc(cpu, _op) { cpu.privileged()?; Err::<(), _>(cpu.gp(0))? }
 
     pause fn port_in<T: Int>(cpu, op) {
         let number = if op.c != 0 { cpu.gpr[RDX] as u16 } else { op.imm as u16 & 0xff };
