@@ -1,3 +1,4 @@
 //! End-to-end tests, their harness, the conformance suite, vectors, fuzzing and benches.
 
 pub mod conformance;
+pub mod harness;

@@ -154,20 +154,3 @@ fn tour(test: &str, stops: &[&str], mib: u64, cmdline: &str) {
 fn the_counter_moves_from_kvm_to_kvm() {
     tour("the_counter_moves_from_kvm_to_kvm", &["kvm", "kvm", "kvm"], 64, "rate=20");
 }
-
-#[test]
-fn the_counter_moves_from_interp_to_interp() {
-    tour("the_counter_moves_from_interp_to_interp", &["interp", "interp"], 64, "rate=10");
-}
-
-#[test]
-fn the_counter_moves_from_kvm_to_interp_and_back() {
-    let stops = ["kvm", "interp", "kvm", "interp"];
-    tour("the_counter_moves_from_kvm_to_interp_and_back", &stops, 64, "rate=10");
-}
-
-#[test]
-fn half_a_gigabyte_moves_half_filled() {
-    let stops = ["kvm", "interp", "kvm"];
-    tour("half_a_gigabyte_moves_half_filled", &stops, 512, "rate=10 fill=240");
-}

@@ -1,0 +1,161 @@
+//! Starts the real program, reads what its guest prints, and ends it: for the end-to-end tests.
+//!
+//! The program and its plugins are those that cargo built for this profile (`cargo build --workspace`).
+
+use godwit_guests::counter::Checker;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a busy machine: only a hang reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A program that cargo built beside the tests, or why there is none.
+pub fn program(name: &str) -> Result<PathBuf, String> {
+    let exe = std::env::current_exe().map_err(|e| e.to_string())?;
+    let found = exe.ancestors().skip(2).take(1).map(|d| d.join(name)).find(|p| p.is_file());
+    found.ok_or_else(|| format!("{name} is not built: cargo build --workspace"))
+}
+
+/// A directory of a test's own, gone with it.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// For the test of this name.
+    pub fn new(test: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("godwit-{test}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir(&dir).expect("a scratch directory");
+        Scratch(dir)
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a guest and a config file that boots it: the config's path.
+    pub fn config(&self, guest: &str, mib: u64, model: &str, args: &str) -> PathBuf {
+        let kernel = self.path(&format!("{guest}.elf"));
+        std::fs::write(&kernel, godwit_guests::build(guest).expect("the guest assembles")).expect("written");
+        let config = self.path(&format!("{guest}.json"));
+        let text = format!(
+            r#"{{"boot-source":{{"kernel_image_path":{kernel:?},"boot_args":{args:?}}},
+               "machine-config":{{"vcpu_count":1,"mem_size_mib":{mib},"cpu_model":{model:?}}}}}"#
+        );
+        std::fs::write(&config, text).expect("written");
+        config
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running program. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    out: Arc<Mutex<Vec<String>>>,
+    err: Arc<Mutex<String>>,
+}
+
+impl Process {
+    /// Starts it, with an injected fault if `fault` is not empty.
+    pub fn start(program: &Path, args: &[&str], fault: &str) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if !fault.is_empty() {
+            command.env("GODWIT_FAULT", fault);
+        }
+        let mut child = command.spawn().expect("the program starts");
+        let (out, err) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let lines = Arc::clone(&out);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout.expect("piped")).split(b'\n').map_while(Result::ok) {
+                lines.lock().expect("not poisoned").push(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+        let text = Arc::clone(&err);
+        std::thread::spawn(move || {
+            let mut stderr = stderr.expect("piped");
+            let mut chunk = [0; 1024];
+            while let Ok(n @ 1..) = stderr.read(&mut chunk) {
+                text.lock().expect("not poisoned").push_str(&String::from_utf8_lossy(&chunk[..n]));
+            }
+        });
+        Process { child, out, err }
+    }
+
+    /// Whole lines of standard output so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.out.lock().expect("not poisoned").clone()
+    }
+
+    /// Standard error so far.
+    pub fn err(&self) -> String {
+        self.err.lock().expect("not poisoned").clone()
+    }
+
+    /// Waits until `n` more lines of the counter have come; `Err` if the program ends before.
+    pub fn wait_lines(&self, n: usize) -> Result<(), String> {
+        let count = || self.lines().iter().filter(|l| l.starts_with("n=")).count();
+        let (begin, end) = (count(), Instant::now() + PATIENCE);
+        while count() < begin + n {
+            let err = self.err();
+            if Instant::now() > end || err.contains("is not implemented") {
+                return Err(format!("the guest is silent; standard error: {err}"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Waits until standard error says `text`.
+    pub fn wait_err(&self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.err().contains(text) {
+            assert!(Instant::now() < end, "standard error does not say {text:?} but: {}", self.err());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for its end: the exit code; `None` if a signal ended it.
+    pub fn wait_exit(&mut self) -> Option<i32> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "it does not end; standard error: {}", self.err());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// True while it runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|s| s.is_none())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Checks the counter's lines over all the processes it has lived in, in order. The last line of each may go on in the next.
+pub fn check_lines(lives: &[Vec<String>]) -> Checker {
+    let mut checker = Checker::new();
+    for line in lives.iter().flatten() {
+        if let Err(e) = checker.check_line(line) {
+            panic!("{e}");
+        }
+    }
+    checker
+}
