@@ -462,9 +462,7 @@ impl Cpu {
             let branch = if l.fused { &list[n] } else { i };
             let slot = valid && ops::has_slot(branch);
             let conditional = slot && branch.flow_control() == FlowControl::ConditionalBranch;
-            open = valid
-                && (!ops::ends_block(branch))
-                && (conditional || branch.flow_control() == FlowControl::Next);
+            open = valid && (conditional || branch.flow_control() == FlowControl::Next);
             cells.push(Some(l.op));
             if slot {
                 cells.push(None);

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Instructions per chain: bounds the stack where calls are not jumps, and how late an interrupt is seen.
-const BUDGET: i64 = if cfg!(debug_assertions) { 1000 } else { 8000 };
+const BUDGET: i64 = if cfg!(debug_assertions) { 1000 } else { 4000 };
 
 impl Cpu {
     /// Linear address of an instruction pointer.

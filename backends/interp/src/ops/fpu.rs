@@ -558,10 +558,11 @@ fn frstor(cpu: &mut Cpu, op: OpPtr) -> Exec {
 macro_rules! bodies {
     ($($name:ident |$cpu:ident, $op:ident| $body:expr;)*) => {$(
         fn $name($cpu: &mut Cpu, $op: OpPtr) -> crate::op::Flow {
-            crate::op::run!($cpu, $op, {
-                let body: Body = |$cpu, $op| { let _ = &$op; $body };
-                body($cpu, $op)
-            })
+            let body: Body = |$cpu, $op| {
+                let _ = &$op;
+                $body
+            };
+            super::outlined($cpu, $op, body)
         }
     )*};
 }

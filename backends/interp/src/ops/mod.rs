@@ -283,7 +283,6 @@ pub(crate) fn ends_block(i: &Instruction) -> bool {
         | M::Wrfsbase
         | M::Wrgsbase
         | M::Pause
-        | M::Swapgs
         | M::Lss
         | M::Xrstor
         | M::Xrstor64 => true,
@@ -344,11 +343,33 @@ pub(crate) fn pause(cpu: &mut Cpu, op: OpPtr) -> Flow {
     Flow::Next
 }
 
+/// Runs a body out of line, then on. A handler with locals in memory could not jump to the next one: its frame
+/// would stay on the stack for the rest of the chain.
+#[inline(always)]
+pub(crate) fn outlined(
+    cpu: &mut Cpu,
+    op: OpPtr,
+    body: impl FnOnce(&mut Cpu, OpPtr) -> crate::op::Exec,
+) -> Flow {
+    #[inline(never)]
+    fn outline(
+        cpu: &mut Cpu,
+        op: OpPtr,
+        body: impl FnOnce(&mut Cpu, OpPtr) -> crate::op::Exec,
+    ) -> crate::op::Exec {
+        body(cpu, op)
+    }
+    match outline(cpu, op, body) {
+        Ok(()) => crate::op::next(cpu, op),
+        Err(_) => cpu.abort(op),
+    }
+}
+
 /// Defines handlers from fallible bodies that run on, or with `pause` end the block.
 macro_rules! ops {
     ($(#[$m:meta])* $vis:vis fn $name:ident $(<$($g:ident : $b:path),*>)? ($cpu:ident, $op:ident) $body:block $($rest:tt)*) => {
         $(#[$m])* $vis fn $name $(<$($g: $b),*>)? ($cpu: &mut crate::cpu::Cpu, $op: crate::op::OpPtr) -> crate::op::Flow {
-            crate::op::run!($cpu, $op, { $body; Ok(()) })
+            crate::ops::outlined($cpu, $op, |$cpu, $op| { let _ = &$op; $body; Ok(()) })
         }
         crate::ops::ops! { $($rest)* }
     };
