@@ -184,7 +184,9 @@ pub(super) fn operands(l: &mut Lower<'_>) {
     if n > 2 && l.is_reg(1) {
         l.op.c = l.number(1) & 15;
     }
-    let bytes = l.i.memory_size().size() as u64;
+    // The size is the form's, also where the operand is a register.
+    let memory = (0..count).any(|n| l.is_mem(n));
+    let bytes = if memory { l.i.memory_size().size() as u64 } else { 0 };
     l.op.imm |= (bytes & 0xff) << 8;
     let strict = l.i.encoding() == EncodingKind::Legacy
         && bytes == 16
