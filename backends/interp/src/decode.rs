@@ -220,9 +220,7 @@ fn in_model(i: &Instruction, features: Features) -> bool {
             C::AVX2 => F::AVX2,
             C::FMA => F::FMA,
             C::F16C => F::F16C,
-            C::BMI1 => F::BMI1,
             C::BMI2 => F::BMI2,
-            C::LZCNT => F::LZCNT,
             C::ADX => F::ADX,
             C::FSGSBASE => F::FSGSBASE,
             C::INVPCID => F::INVPCID,
@@ -230,6 +228,19 @@ fn in_model(i: &Instruction, features: Features) -> bool {
             C::RDTSCP => F::RDTSCP,
             C::RDPID => F::RDPID,
             C::CLFLUSHOPT => F::CLFLUSHOPT,
+            // Hints that processors without control-flow enforcement take for NOP.
+            C::CET_IBT | C::CET_SS
+                if matches!(
+                    i.mnemonic(),
+                    Mnemonic::Endbr32 | Mnemonic::Endbr64 | Mnemonic::Rdsspd | Mnemonic::Rdsspq
+                ) =>
+            {
+                return true;
+            }
+            // Without BMI1 and LZCNT these are BSF and BSR.
+            C::BMI1 | C::LZCNT if matches!(i.mnemonic(), Mnemonic::Tzcnt | Mnemonic::Lzcnt) => return true,
+            C::BMI1 => F::BMI1,
+            C::LZCNT => F::LZCNT,
             C::INTEL8086
             | C::INTEL8086_ONLY
             | C::INTEL186
