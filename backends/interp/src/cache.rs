@@ -122,11 +122,6 @@ impl Cache {
         }
     }
 
-    /// Number of blocks ever made since the cache was last emptied.
-    pub(crate) fn len(&self) -> usize {
-        self.blocks.len()
-    }
-
     /// True if the next block may not fit; then [`Cache::empty`] it, outside of any chain.
     pub(crate) fn full(&self) -> bool {
         self.chunks.len() >= self.max_chunks && self.used + MAX_CELLS > CHUNK

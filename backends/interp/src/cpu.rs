@@ -35,7 +35,6 @@ pub(crate) const RDI: usize = 7;
 pub(crate) const ES: usize = 0;
 pub(crate) const CS: usize = 1;
 pub(crate) const SS: usize = 2;
-pub(crate) const DS: usize = 3;
 pub(crate) const FS: usize = 4;
 pub(crate) const GS: usize = 5;
 

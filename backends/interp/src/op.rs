@@ -190,6 +190,8 @@ pub(crate) type Exec<T = ()> = Result<T, Abort>;
 /// Body of a handler that may fault and then runs on.
 macro_rules! run {
     ($cpu:ident, $op:ident, $body:block) => {{
+        // The closure is what `?` in the body returns from.
+        #[allow(clippy::redundant_closure_call)]
         let result: $crate::op::Exec = (|| $body)();
         match result {
             Ok(()) => $crate::op::next($cpu, $op),
@@ -201,6 +203,8 @@ macro_rules! run {
 /// Body of a handler that may fault and otherwise ends with a flow.
 macro_rules! leave {
     ($cpu:ident, $op:ident, $body:block) => {{
+        // As above.
+        #[allow(clippy::redundant_closure_call)]
         let result: $crate::op::Exec<$crate::op::Flow> = (|| $body)();
         match result {
             Ok(flow) => flow,

@@ -4,7 +4,7 @@ use crate::clock::Clock;
 use crate::mmu::ram::RamMap;
 use crate::wait;
 use godwit_sdk::{Host, Kick, MsiRoute};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Bits of a vCPU's attention word.

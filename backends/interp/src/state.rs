@@ -1,6 +1,6 @@
 //! Between the running form of a vCPU's state and the canonical one.
 
-use crate::cpu::{Cpu, RSP, System};
+use crate::cpu::{Cpu, System};
 use crate::num::vec::{V128, V256};
 use godwit_sdk::{Error, Result};
 use godwit_state::model::Feature;
@@ -13,7 +13,6 @@ impl Cpu {
         self.absorb();
         let mut gpr = [0; 16];
         gpr.copy_from_slice(&self.gpr[..16]);
-        debug_assert!(RSP < 16);
         let [es, cs, ss, ds, fs, gs] = self.seg;
         let y = &self.sys;
         let load = |w: &[std::sync::atomic::AtomicU32; 8]| w.each_ref().map(|w| w.load(Ordering::SeqCst));

@@ -3,13 +3,13 @@
 use crate::clock::Clock;
 use crate::counters;
 use crate::cpu::{Cpu, Fpu, JUMPS, Jump, REGS, System};
-use crate::lapic::{Lapic, Message};
+use crate::lapic::Lapic;
 use crate::mmu::ram::Region;
 use crate::mmu::tlb::Tlb;
 use crate::num::vec::V256;
 use crate::shared::{VcpuShared, VmShared, attention, lock};
 use godwit_sdk::{
-    Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, VmConfig, abi,
+    Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, VmConfig,
 };
 use godwit_state::model::{self, Features, Model};
 use godwit_state::{ActivityV1, ClockV1, CpuState, EventsV1, F80, MsrsV1, SystemV1};
@@ -231,12 +231,6 @@ impl InterpVm {
             });
         }
         sums.into_iter().for_each(|(n, v)| each(n, v));
-    }
-
-    /// Delivers an interrupt message, for a vCPU's tests.
-    #[cfg(test)]
-    pub(crate) fn deliver(&self, m: &Message) {
-        self.shared.deliver(m);
     }
 }
 

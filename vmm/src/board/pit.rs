@@ -208,7 +208,7 @@ impl Pit {
         let now = self.clock.now_ns();
         let c = &self.state.channels[2];
         // Bit 4 toggles every 15.085 us, the DRAM refresh of old.
-        let refresh = (now / 15_085 & 1) as u8;
+        let refresh = ((now / 15_085) & 1) as u8;
         u8::from(c.gate) | u8::from(self.state.speaker) << 1 | refresh << 4 | u8::from(c.output(now)) << 5
     }
 

@@ -111,20 +111,20 @@ impl Rtc {
         ((self.clock.utc_ns() / NS) as i64).saturating_add(self.state.offset_s)
     }
 
-    fn to_guest(&self, v: u8) -> u8 {
-        if self.reg(REG_B) & BINARY != 0 { v } else { v / 10 << 4 | v % 10 }
+    fn encoded(&self, v: u8) -> u8 {
+        if self.reg(REG_B) & BINARY != 0 { v } else { ((v / 10) << 4) | (v % 10) }
     }
 
-    fn from_guest(&self, v: u8) -> u8 {
+    fn decoded(&self, v: u8) -> u8 {
         if self.reg(REG_B) & BINARY != 0 { v } else { (v >> 4).wrapping_mul(10).wrapping_add(v & 15) }
     }
 
-    fn hour_to_guest(&self, hour: u8) -> u8 {
+    fn hour_encoded(&self, hour: u8) -> u8 {
         if self.reg(REG_B) & HOURS_24 != 0 {
-            return self.to_guest(hour);
+            return self.encoded(hour);
         }
         let twelve = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
-        self.to_guest(twelve) | if hour >= 12 { 0x80 } else { 0 }
+        self.encoded(twelve) | if hour >= 12 { 0x80 } else { 0 }
     }
 
     /// Date and time register `r` at `seconds`; `None` if it is no such register.
@@ -132,26 +132,26 @@ impl Rtc {
         let (day, time) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
         let (year, month, date) = civil(day);
         Some(match r {
-            0 => self.to_guest((time % 60) as u8),
-            2 => self.to_guest((time / 60 % 60) as u8),
-            4 => self.hour_to_guest((time / 3600) as u8),
-            6 => self.to_guest(((day + 4).rem_euclid(7) + 1) as u8),
-            7 => self.to_guest(date),
-            8 => self.to_guest(month),
-            9 => self.to_guest(year.rem_euclid(100) as u8),
-            CENTURY => self.to_guest((year.div_euclid(100)).rem_euclid(100) as u8),
+            0 => self.encoded((time % 60) as u8),
+            2 => self.encoded((time / 60 % 60) as u8),
+            4 => self.hour_encoded((time / 3600) as u8),
+            6 => self.encoded(((day + 4).rem_euclid(7) + 1) as u8),
+            7 => self.encoded(date),
+            8 => self.encoded(month),
+            9 => self.encoded(year.rem_euclid(100) as u8),
+            CENTURY => self.encoded((year.div_euclid(100)).rem_euclid(100) as u8),
             _ => return None,
         })
     }
 
     /// Sets the clock to the date and time registers as written.
     fn set_clock(&mut self) {
-        let get = |r: u8| i64::from(self.from_guest(self.reg(r)));
+        let get = |r: u8| i64::from(self.decoded(self.reg(r)));
         let raw_hour = self.reg(4);
         let hour = if self.reg(REG_B) & HOURS_24 != 0 {
             get(4)
         } else {
-            i64::from(self.from_guest(raw_hour & 0x7f)) % 12 + if raw_hour & 0x80 != 0 { 12 } else { 0 }
+            i64::from(self.decoded(raw_hour & 0x7f)) % 12 + if raw_hour & 0x80 != 0 { 12 } else { 0 }
         };
         let month = get(8).clamp(1, 12) as u8;
         let date = get(7).clamp(1, 31) as u8;

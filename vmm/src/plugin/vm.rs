@@ -325,10 +325,11 @@ impl BackendVm {
         let table = self.extension(abi::EXT_COUNTERS_1).cast::<abi::Counters1>();
         // SAFETY: null, or a table that lives as long as the process and begins with its size.
         unsafe {
-            if !table.is_null() && (*table).size as usize >= size_of::<abi::Counters1>() {
-                if let Some(read) = (*table).read {
-                    read(self.0.handle, (&raw mut out).cast(), each);
-                }
+            if !table.is_null()
+                && (*table).size as usize >= size_of::<abi::Counters1>()
+                && let Some(read) = (*table).read
+            {
+                read(self.0.handle, (&raw mut out).cast(), each);
             }
         }
         out
@@ -473,6 +474,7 @@ fn saved(
             // SAFETY: null with length 0, or that many readable bytes.
             let data = match s.data.len {
                 0 => Vec::new(),
+                // SAFETY: that many readable bytes.
                 n => unsafe { std::slice::from_raw_parts(s.data.ptr, n as usize) }.to_vec(),
             };
             out.push(RawSection {

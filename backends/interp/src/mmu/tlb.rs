@@ -6,8 +6,6 @@
 
 /// Entries in each.
 pub(crate) const ENTRIES: usize = 512;
-/// Bits of the class that say who accesses.
-pub(crate) const WHO: u64 = 3;
 /// User access.
 pub(crate) const USER: u64 = 1;
 /// Supervisor access with RFLAGS.AC set.

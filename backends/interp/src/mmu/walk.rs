@@ -24,11 +24,10 @@ pub(crate) enum Who {
     Implicit,
 }
 
-/// A page found: its guest-physical address, and whether it may be written without another walk.
+/// A page found: its guest-physical address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
     pub gpa: u64,
-    pub dirty: bool,
 }
 
 const P: u64 = 1;
@@ -66,7 +65,7 @@ impl Cpu {
     /// Translates the page of `va`, or raises #PF.
     pub(crate) fn walk(&mut self, va: u64, access: Access, who: Who) -> Exec<Found> {
         if self.sys.cr0 & cr0::PG == 0 {
-            return Ok(Found { gpa: va & 0xffff_f000, dirty: true });
+            return Ok(Found { gpa: va & 0xffff_f000 });
         }
         self.counters.walks += 1;
         loop {
@@ -200,8 +199,7 @@ impl Cpu {
                 return Ok(None);
             }
         }
-        let dirty = trail[leaf].1 & D != 0 || access == Access::Write;
-        Ok(Some(Found { gpa: frame, dirty }))
+        Ok(Some(Found { gpa: frame }))
     }
 
     fn read_entry(&self, at: u64, wide: bool) -> u64 {

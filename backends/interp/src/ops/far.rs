@@ -168,7 +168,7 @@ impl Cpu {
         frame.extend([u64::from(old_cs), back]);
         self.seg[SS] = ss;
         self.gpr[RSP] = sp;
-        let mut work = || -> Exec {
+        let work = || -> Exec {
             self.set_code(&mut d, target, cpl)?;
             for v in frame {
                 self.push_sized(size, v)?;

@@ -1,6 +1,6 @@
 //! Multiplication, division and decimal adjustment.
 
-use super::operand::{Addr, Mem, RegB, Src};
+use super::operand::{Mem, RegB, Src};
 use super::shift::Src64;
 use super::{by_form, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RAX, RDX};

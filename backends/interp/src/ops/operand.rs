@@ -82,8 +82,6 @@ pub(crate) trait Src<T: Int> {
 pub(crate) struct RegA;
 /// Register `op.b`.
 pub(crate) struct RegB;
-/// Register `op.c`.
-pub(crate) struct RegC;
 /// The immediate.
 pub(crate) struct Imm;
 /// Memory.
@@ -100,13 +98,6 @@ impl<T: Int> Src<T> for RegB {
     #[inline(always)]
     fn load(cpu: &mut Cpu, op: OpPtr) -> Exec<T> {
         Ok(T::get(cpu, op.b))
-    }
-}
-
-impl<T: Int> Src<T> for RegC {
-    #[inline(always)]
-    fn load(cpu: &mut Cpu, op: OpPtr) -> Exec<T> {
-        Ok(T::get(cpu, op.c))
     }
 }
 

@@ -4,15 +4,13 @@
 //! what waits and comes back to itself.
 
 use super::by_width;
-use crate::cpu::{Cpu, RAX, RCX, RDI, RDX, RSI};
+use crate::cpu::{Cpu, ES, RAX, RCX, RDI, RDX, RSI};
 use crate::decode::Lower;
 use crate::flags::{DF, kind};
 use crate::mmu::ram;
 use crate::op::{Exec, Flow, Handler, OpPtr, leave, run};
 use crate::regs::Int;
 use iced_x86::Mnemonic as M;
-
-const ES: usize = 0;
 
 /// How a string instruction repeats.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,8 +44,6 @@ fn advance<T: Int>(cpu: &mut Cpu, op: OpPtr, r: usize) {
 
 /// What one element does. Gives whether ZF matters and is set.
 trait Element {
-    const SOURCE: bool;
-    const DEST: bool;
     fn one<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Exec;
     /// Does up to `count` elements, upwards, inside one page each; 0 if it cannot.
     fn many<T: Int>(_cpu: &mut Cpu, _op: OpPtr, _count: u64) -> Exec<u64> {
@@ -77,8 +73,6 @@ fn plain(cpu: &Cpu, op: OpPtr) -> bool {
 }
 
 impl Element for Movs {
-    const SOURCE: bool = true;
-    const DEST: bool = true;
     fn one<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Exec {
         let from = source::<T>(cpu, op)?;
         let v = cpu.read::<T>(from)?;
@@ -111,8 +105,6 @@ impl Element for Movs {
 }
 
 impl Element for Stos {
-    const SOURCE: bool = false;
-    const DEST: bool = true;
     fn one<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Exec {
         let to = dest::<T>(cpu, op, true)?;
         cpu.write(to, T::new(cpu.gpr[RAX]))?;
@@ -142,8 +134,6 @@ impl Element for Stos {
 }
 
 impl Element for Lods {
-    const SOURCE: bool = true;
-    const DEST: bool = false;
     fn one<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Exec {
         let from = source::<T>(cpu, op)?;
         let v = cpu.read::<T>(from)?;
@@ -155,8 +145,6 @@ impl Element for Lods {
 }
 
 impl Element for Scas {
-    const SOURCE: bool = false;
-    const DEST: bool = true;
     fn one<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Exec {
         let at = dest::<T>(cpu, op, false)?;
         let b = cpu.read::<T>(at)?;
@@ -168,8 +156,6 @@ impl Element for Scas {
 }
 
 impl Element for Cmps {
-    const SOURCE: bool = true;
-    const DEST: bool = true;
     fn one<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Exec {
         let from = source::<T>(cpu, op)?;
         let a = cpu.read::<T>(from)?;
