@@ -147,6 +147,8 @@ mod raw {
     }
 
     #[inline(always)]
+    // Not useless for the narrower types that the macro goes through.
+    #[allow(clippy::useless_conversion)]
     pub(crate) fn load<T: Int>(at: usize) -> T {
         // SAFETY: `at` is a host address that the TLB or a region gave for T::BYTES bytes of guest RAM, which
         // stay mapped while vCPUs run. The type has alignment 1; x86 makes an aligned access atomic.

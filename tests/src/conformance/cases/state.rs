@@ -191,7 +191,7 @@ pub(super) fn interrupted_ring_3_goes_on(plugin: Plugin) {
         a.mov(rbx, 1u64 << 40)?;
         a.mov(byte_ptr(rbx), 1)
     });
-    let finish = assemble(64, code::handler(14), |a| code::done(a));
+    let finish = assemble(64, code::handler(14), code::done);
     let rigs = [Rig::new(plugin), Rig::new(plugin)];
     for rig in &rigs {
         rig.fill_long(&program);

@@ -158,7 +158,7 @@ pub(super) fn short_structs_are_refused(plugin: Plugin) {
     let rig = Rig::new(plugin);
     let (vm, vcpu, t) = (rig.handle(), rig.cpu().handle(), plugin.table);
     let invalid = |what: &str, f: &mut dyn FnMut(*mut abi::ErrorText) -> i32| {
-        let error = call(|err| f(err)).expect_err(what);
+        let error = call(f).expect_err(what);
         assert_eq!(error.code, abi::ERR_INVALID, "{what}: {error:?}");
         assert!(!error.text.is_empty(), "{what}");
     };
