@@ -349,7 +349,7 @@ fn pure(i: &Instruction) -> bool {
 }
 
 fn special(r: Register) -> bool {
-    r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr()
+    r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr() || r.is_mm()
 }
 
 /// Which instructions' flags somebody may read.

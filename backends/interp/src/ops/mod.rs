@@ -6,7 +6,7 @@ pub(crate) mod bit;
 pub(crate) mod branch;
 pub(crate) mod far;
 pub(crate) mod flag;
-pub(crate) mod fpu;
+pub(crate) mod mmx;
 pub(crate) mod mov;
 pub(crate) mod muldiv;
 pub(crate) mod operand;
@@ -17,6 +17,7 @@ pub(crate) mod sse_scalar;
 pub(crate) mod stack;
 pub(crate) mod string;
 pub(crate) mod system;
+pub(crate) mod x87;
 pub(crate) mod xsave;
 
 use crate::cpu::Cpu;
@@ -203,7 +204,7 @@ pub(crate) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         | M::Vldmxcsr
         | M::Vstmxcsr => xsave::lower(l),
         _ if condition(l.i).is_some() => branch::lower(l),
-        _ => system::lower(l).or_else(|| fpu::lower(l)).or_else(|| sse::lower(l)),
+        _ => system::lower(l).or_else(|| x87::lower(l)).or_else(|| mmx::lower(l)).or_else(|| sse::lower(l)),
     }
 }
 
