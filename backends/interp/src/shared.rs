@@ -44,6 +44,8 @@ pub(crate) enum Mail {
 #[derive(Debug)]
 pub(crate) struct VcpuShared {
     pub id: u32,
+    /// Its vCPU has been made.
+    pub made: AtomicBool,
     /// Polled between chains; also what a halted vCPU sleeps on.
     pub attention: AtomicU32,
     /// Requested vectors.
@@ -67,6 +69,7 @@ impl VcpuShared {
     pub(crate) fn new(id: u32) -> Self {
         VcpuShared {
             id,
+            made: AtomicBool::new(false),
             attention: AtomicU32::new(0),
             irr: Default::default(),
             tmr: Default::default(),

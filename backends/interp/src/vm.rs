@@ -212,6 +212,9 @@ impl godwit_sdk::Vm for InterpVm {
         let Some(me) = self.shared.vcpus.get(id as usize) else {
             return Err(Error::Invalid(format!("no vCPU {id} in this VM")));
         };
+        if me.made.swap(true, Ordering::AcqRel) {
+            return Err(Error::Invalid(format!("vCPU {id} is there already")));
+        }
         Ok(InterpVcpu { cpu: Box::new(new_cpu(self, id, me.clone())) })
     }
 

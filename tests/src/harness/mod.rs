@@ -3,10 +3,11 @@
 //! The program and its plugins are those that cargo built for this profile (`cargo build --workspace`).
 
 use godwit_guests::counter::Checker;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes on a busy machine: only a hang reaches it.
@@ -59,8 +60,9 @@ impl Drop for Scratch {
 /// A running program. Dropping it kills it.
 pub struct Process {
     child: Child,
-    out: Arc<Mutex<Vec<String>>>,
+    out: Arc<Mutex<Vec<u8>>>,
     err: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -75,9 +77,11 @@ impl Process {
         let (out, err) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let lines = Arc::clone(&out);
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout.expect("piped")).split(b'\n').map_while(Result::ok) {
-                lines.lock().expect("not poisoned").push(String::from_utf8_lossy(&line).into_owned());
+        let reader = std::thread::spawn(move || {
+            let mut stdout = stdout.expect("piped");
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = stdout.read(&mut chunk) {
+                lines.lock().expect("not poisoned").extend_from_slice(&chunk[..n]);
             }
         });
         let text = Arc::clone(&err);
@@ -88,12 +92,19 @@ impl Process {
                 text.lock().expect("not poisoned").push_str(&String::from_utf8_lossy(&chunk[..n]));
             }
         });
-        Process { child, out, err }
+        Process { child, out, err, reader: Some(reader) }
     }
 
     /// Whole lines of standard output so far.
     pub fn lines(&self) -> Vec<String> {
-        self.out.lock().expect("not poisoned").clone()
+        let mut text = self.text();
+        text.truncate(text.rfind('\n').map_or(0, |i| i + 1));
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Standard output so far. A guest that has moved away may have stopped in the middle of a line.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out.lock().expect("not poisoned")).into_owned()
     }
 
     /// Standard error so far.
@@ -124,11 +135,15 @@ impl Process {
         }
     }
 
-    /// Waits for its end: the exit code; `None` if a signal ended it.
+    /// Waits for its end and for all of its output: the exit code; `None` if a signal ended it.
     pub fn wait_exit(&mut self) -> Option<i32> {
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {
+                // All that it said is to be seen from here on.
+                if let Some(reader) = self.reader.take() {
+                    let _ = reader.join();
+                }
                 return status.code();
             }
             assert!(Instant::now() < end, "it does not end; standard error: {}", self.err());
@@ -150,9 +165,12 @@ impl Drop for Process {
 }
 
 /// Checks the counter's lines over all the processes it has lived in, in order. The last line of each may go on in the next.
-pub fn check_lines(lives: &[Vec<String>]) -> Checker {
+pub fn check_lines(lives: &[String]) -> Checker {
     let mut checker = Checker::new();
-    for line in lives.iter().flatten() {
+    let all = lives.concat();
+    // The last line may be half printed.
+    let whole = all.rfind('\n').map_or(0, |i| i + 1);
+    for line in all[..whole].lines() {
         if let Err(e) = checker.check_line(line) {
             panic!("{e}");
         }

@@ -18,9 +18,8 @@ pub use action::{Action, ConfigPart, Denied, InstanceInfo, Outcome, Stage};
 pub use handle::{Handle, MachineDoor};
 pub use migration::Migrations;
 
-use crate::board::boot::BootSource;
 use crate::config::{BootSourceConfig, MachineSpec};
-use crate::machine::{Console, Event, Machine, Spec};
+use crate::machine::{BootSource, Console, Event, Machine, Spec};
 use crate::memory::ram::Backing;
 use crate::plugin::Plugin;
 use crate::virtio::slots::DevicesConfig;

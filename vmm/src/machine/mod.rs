@@ -21,11 +21,12 @@ mod kinds;
 mod sections;
 mod wiring;
 
+pub use crate::board::boot::BootSource;
 pub use console::{Console, HostOutput};
 pub use error::MachineError;
 pub use kinds::{Kind, board_kinds, device_kinds};
 
-use crate::board::boot::{self, BootSource};
+use crate::board::boot;
 use crate::board::clock::BoardClock;
 use crate::memory::ram::{self, Backing};
 use crate::memory::{GuestRam, PAGE_SIZE};
