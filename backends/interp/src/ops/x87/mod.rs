@@ -161,7 +161,7 @@ pub(super) fn not_available(cpu: &mut Cpu, op: OpPtr) -> Flow {
 }
 
 fn wait(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    super::outlined(cpu, op, |cpu, op| {
+    super::outlined(cpu, op, |cpu, _| {
         let both = cr0::MP | cr0::TS;
         if cpu.sys.cr0 & both == both {
             return Err(cpu.raise(7, None));
