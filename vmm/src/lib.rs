@@ -9,6 +9,10 @@
 //!                    board, virtio ─► memory, state
 //! ```
 
+// First: it shadows the standard print macros for all that follows.
+#[macro_use]
+mod term;
+
 pub mod api;
 pub mod board;
 pub mod cli;

@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the callbacks write to.
-pub struct Board {
+pub(crate) struct Board {
     pub serial: Mutex<Vec<u8>>,
     pub reset: AtomicBool,
     table: *const abi::BackendTable,
@@ -84,7 +84,7 @@ fn text(s: &str) -> abi::Text {
     abi::Text { ptr: s.as_ptr(), len: s.len() as u64 }
 }
 
-pub struct Vm {
+pub(crate) struct Vm {
     table: &'static abi::BackendTable,
     vm: abi::VmHandle,
     vcpu: abi::VcpuHandle,
@@ -110,7 +110,7 @@ macro_rules! call {
 }
 
 impl Vm {
-    pub fn new(model: Model, lines: usize) -> Vm {
+    pub(crate) fn new(model: Model, lines: usize) -> Vm {
         // SAFETY: the table lives as long as the process.
         let table = unsafe { &*godwit_sdk::entry::<Interp>() };
         let board = Box::new(Board {
@@ -161,14 +161,14 @@ impl Vm {
         Vm { table, vm, vcpu, ram, layout, board, _host: host }
     }
 
-    pub fn write(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         assert!(at as usize + bytes.len() <= RAM);
         // SAFETY: inside the allocation; no vCPU runs.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ram.add(at as usize), bytes.len()) }
     }
 
     /// Reads guest memory.
-    pub fn read(&self, at: u64, into: &mut [u8]) {
+    pub(crate) fn read(&self, at: u64, into: &mut [u8]) {
         assert!(at as usize + into.len() <= RAM);
         // SAFETY: inside the allocation; no vCPU runs.
         unsafe { std::ptr::copy_nonoverlapping(self.ram.add(at as usize), into.as_mut_ptr(), into.len()) }
@@ -204,7 +204,7 @@ impl Vm {
         entry
     }
 
-    pub fn boot(&self, guest: &str, cmdline: &str, avx: bool) {
+    pub(crate) fn boot(&self, guest: &str, cmdline: &str, avx: bool) {
         let elf = godwit_guests::build(guest).unwrap();
         let entry = self.load_elf(&elf);
         self.write(0x2_0000, cmdline.as_bytes());
@@ -245,7 +245,7 @@ impl Vm {
         self.load(&state.to_sections());
     }
 
-    pub fn load(&self, sections: &[RawSection]) {
+    pub(crate) fn load(&self, sections: &[RawSection]) {
         let raw: Vec<abi::Section> = sections
             .iter()
             .map(|s| abi::Section {
@@ -260,7 +260,7 @@ impl Vm {
         call!(self.table.vcpu_load, self.vcpu, raw.as_ptr(), raw.len() as u64);
     }
 
-    pub fn save(&self) -> Vec<RawSection> {
+    pub(crate) fn save(&self) -> Vec<RawSection> {
         let mut out: Vec<RawSection> = Vec::new();
         let sink = abi::Sink {
             size: size_of::<abi::Sink>() as u32,
@@ -272,7 +272,7 @@ impl Vm {
         out
     }
 
-    pub fn run(&self) -> u32 {
+    pub(crate) fn run(&self) -> u32 {
         call!(self.table.vm_start_clock, self.vm, 0);
         let mut exit = abi::Exit { size: size_of::<abi::Exit>() as u32, reason: 0 };
         call!(self.table.vcpu_run, self.vcpu, &raw mut exit);
@@ -280,7 +280,7 @@ impl Vm {
         exit.reason
     }
 
-    pub fn serial(&self) -> String {
+    pub(crate) fn serial(&self) -> String {
         String::from_utf8_lossy(&self.board.serial.lock().unwrap()).into_owned()
     }
 }
