@@ -5,4 +5,5 @@
 
 pub mod http;
 pub mod router;
+pub mod routes;
 pub mod server;

@@ -1,17 +1,65 @@
 //! Requests to actions, outcomes to responses: Firecracker's paths, and Godwit's own.
 
 use super::http::{Method, Request, Response};
+use super::routes::{Route, Target, find};
 use super::server::Handler;
-use crate::config::{BootSourceConfig, MachineConfig, MachineConfigUpdate, MachineSpec};
-use crate::control::{Action, ConfigPart, Denied, Handle, Migrations, Outcome};
+use crate::config::{DriveConfig, DriveUpdate, MachineSpec, NetUpdate, NetworkInterfaceConfig};
+use crate::control::{
+    Action, ConfigPart, Denied, DeviceUpdate, Handle, InstanceInfo, Migrations, Outcome, Requests,
+};
+use crate::migrate::MigrationRequest;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
-/// Answers requests by way of the control thread.
-pub struct Router {
+/// Whoever does what requests ask for: the control thread, or a test.
+pub trait Owner: Send {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Denied, with the reason.
+    fn act(&self, action: Action) -> Result<Outcome, Denied>;
+
+    /// Starts or changes a migration.
+    ///
+    /// # Errors
+    /// Text for the operator.
+    fn migrate(&self, request: MigrationRequest) -> Result<(), String>;
+
+    /// How far the migration is.
+    fn migration(&self) -> Option<Value>;
+
+    /// Where requests are counted.
+    fn requests(&self) -> &Requests;
+}
+
+/// The control thread.
+struct Real {
     handle: Handle,
     migrations: Migrations,
+}
+
+impl Owner for Real {
+    fn act(&self, action: Action) -> Result<Outcome, Denied> {
+        self.handle.act(action)
+    }
+
+    fn migrate(&self, request: MigrationRequest) -> Result<(), String> {
+        self.migrations.request(request)
+    }
+
+    fn migration(&self) -> Option<Value> {
+        self.migrations.snapshot().and_then(|s| serde_json::to_value(s).ok())
+    }
+
+    fn requests(&self) -> &Requests {
+        self.handle.requests()
+    }
+}
+
+/// Answers requests.
+pub struct Router {
+    owner: Box<dyn Owner>,
 }
 
 #[derive(Deserialize)]
@@ -39,19 +87,33 @@ enum VmState {
     Resumed,
 }
 
-/// A refusal, ready to be sent.
+/// A refusal is ready to be sent, too.
 type Answer = Result<Response, Response>;
 
+fn bad(why: impl Into<String>) -> Response {
+    Response::fault(400, why)
+}
+
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
-    serde_json::from_slice(&request.body).map_err(|e| {
-        Response::fault(400, format!("An error occurred when deserializing the json body of a request: {e}."))
-    })
+    serde_json::from_slice(&request.body)
+        .map_err(|e| bad(format!("The JSON body of the request cannot be taken: {e}.")))
+}
+
+/// Names in paths are letters, digits, `_` and `-`, and the same as in the body.
+fn named(id: &str, in_body: &str) -> Result<(), Response> {
+    if !id.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-') {
+        return Err(bad(format!("The name {id:?} has other characters than letters, digits, _ and -.")));
+    }
+    if id != in_body {
+        return Err(bad(format!("The name in the path ({id}) is not the one in the body ({in_body}).")));
+    }
+    Ok(())
 }
 
 /// A configuration in the config file's shape.
-fn whole(c: &MachineSpec) -> serde_json::Value {
+fn whole(c: &MachineSpec) -> Value {
     let d = &c.devices;
-    json!({
+    let mut whole = json!({
         "boot-source": c.boot,
         "machine-config": c.machine,
         "drives": d.drives,
@@ -59,18 +121,31 @@ fn whole(c: &MachineSpec) -> serde_json::Value {
         "vsock": d.vsock,
         "balloon": d.balloon,
         "entropy": d.entropy,
-    })
+    });
+    if let Value::Object(members) = &mut whole {
+        members.retain(|_, v| !v.is_null());
+    }
+    whole
+}
+
+fn unexpected<T>() -> Result<T, Response> {
+    Err(Response::fault(500, "The machine's owner gave an answer of another kind: please report this."))
 }
 
 impl Router {
     /// A router in front of the control thread.
     pub fn new(handle: Handle) -> Self {
         let migrations = Migrations::new(handle.clone());
-        Router { handle, migrations }
+        Router::over(Box::new(Real { handle, migrations }))
+    }
+
+    /// A router in front of anyone.
+    pub fn over(owner: Box<dyn Owner>) -> Self {
+        Router { owner }
     }
 
     fn act(&self, action: Action) -> Result<Outcome, Response> {
-        self.handle.act(action).map_err(|e| {
+        self.owner.act(action).map_err(|e| {
             let status = if e == Denied::Ended { 503 } else { 400 };
             Response::fault(status, e.to_string())
         })
@@ -84,116 +159,165 @@ impl Router {
         self.done(Action::Configure(Box::new(part)))
     }
 
-    /// The path's last part must be the name in the body.
-    fn named(id: &str, in_body: &str) -> Result<(), Response> {
-        if id == in_body {
-            return Ok(());
-        }
-        Err(Response::fault(
-            400,
-            format!("The id from the path [{id}] does not match the id from the body [{in_body}]!"),
-        ))
+    fn update(&self, update: DeviceUpdate) -> Answer {
+        self.done(Action::Update(Box::new(update)))
     }
 
-    fn route(&self, request: &Request) -> Answer {
-        use Method::{Get, Patch, Put};
-        let path = request.path.trim_matches('/');
-        let parts: Vec<&str> = path.split('/').collect();
-        match (request.method, parts.as_slice()) {
-            (Get, [""]) => self.instance(),
-            (Get, ["version"]) => {
-                Ok(Response::ok(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") })))
+    fn config(&self) -> Result<Box<MachineSpec>, Response> {
+        match self.act(Action::Config)? {
+            Outcome::Config(c) => Ok(c),
+            _ => unexpected(),
+        }
+    }
+
+    fn describe(&self) -> Result<InstanceInfo, Response> {
+        match self.act(Action::Describe)? {
+            Outcome::Instance(i) => Ok(i),
+            _ => unexpected(),
+        }
+    }
+
+    fn route(&self, request: &Request, route: &Route, last: &str) -> Answer {
+        match (request.method, request.body.is_empty()) {
+            (Method::Get, false) => return Err(bad("A GET request has no body.")),
+            (Method::Put | Method::Patch, true) if route.target != Target::Refused => {
+                return Err(bad(format!("An empty {} request.", request.method.name())));
             }
-            (Get, ["vm", "config"]) => self.config(|c| Ok(whole(c))),
-            (Get, ["machine-config"]) => self.config(|c| serde_json::to_value(&c.machine)),
-            (Get, ["backend"]) => self.backend(),
-            (Get, ["migration"]) => match self.migrations.snapshot() {
-                Some(s) => {
-                    let value = serde_json::to_value(s).map_err(|e| Response::fault(500, e.to_string()))?;
-                    Ok(Response::ok(&value))
-                }
-                None => Err(Response::fault(400, "There was no migration.")),
+            _ => {}
+        }
+        match request.method {
+            Method::Get => self.get(route),
+            Method::Put => self.put(request, route, last),
+            Method::Patch => self.patch(request, route, last),
+            Method::Delete => Err(bad("Nothing is deleted here.")),
+        }
+    }
+
+    fn refused(route: &Route) -> Answer {
+        Err(bad(format!("{} {} is not supported: {}.", route.method.name(), route.path, route.note)))
+    }
+
+    fn get(&self, route: &Route) -> Answer {
+        match route.target {
+            Target::Instance => {
+                let i = self.describe()?;
+                Ok(Response::ok(&json!({
+                    "app_name": "Godwit",
+                    "id": i.id,
+                    "state": i.state,
+                    "vmm_version": env!("CARGO_PKG_VERSION"),
+                    "backend": i.backend,
+                })))
+            }
+            Target::Version => Ok(Response::ok(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))),
+            Target::VmConfig => Ok(Response::ok(&whole(&*self.config()?))),
+            Target::Machine => Ok(Response::ok(&self.config()?.machine)),
+            Target::Balloon => match self.act(Action::Balloon)? {
+                Outcome::Balloon(b) => Ok(Response::ok(&b)),
+                _ => unexpected(),
             },
-            (Put, ["migration"]) => match self.migrations.request(body(request)?) {
-                Ok(()) => Ok(Response::no_content()),
-                Err(why) => Err(Response::fault(400, why)),
+            Target::BalloonStats => match self.act(Action::BalloonStats)? {
+                Outcome::BalloonStats(s) => Ok(Response::ok(&s)),
+                _ => unexpected(),
             },
-            (Put, ["boot-source"]) => {
-                self.configure(ConfigPart::BootSource(body::<BootSourceConfig>(request)?))
-            }
-            (Put, ["machine-config"]) => self.configure(ConfigPart::Machine(body::<MachineConfig>(request)?)),
-            (Patch, ["machine-config"]) => {
-                self.configure(ConfigPart::MachineUpdate(body::<MachineConfigUpdate>(request)?))
-            }
-            (Put, ["drives", id]) => {
-                let drive: crate::config::DriveConfig = body(request)?;
-                Self::named(id, &drive.drive_id)?;
+            Target::Migration => match self.owner.migration() {
+                Some(progress) => Ok(Response::ok(&progress)),
+                None => Err(bad("There was no migration.")),
+            },
+            Target::Backend => self.backend(),
+            _ => Self::refused(route),
+        }
+    }
+
+    fn put(&self, request: &Request, route: &Route, last: &str) -> Answer {
+        match route.target {
+            Target::BootSource => self.configure(ConfigPart::BootSource(body(request)?)),
+            Target::Machine => self.configure(ConfigPart::Machine(body(request)?)),
+            Target::Drive => {
+                let drive: DriveConfig = body(request)?;
+                named(last, &drive.drive_id)?;
                 self.configure(ConfigPart::Drive(drive))
             }
-            (Put, ["network-interfaces", id]) => {
-                let net: crate::config::NetworkInterfaceConfig = body(request)?;
-                Self::named(id, &net.iface_id)?;
+            Target::Net => {
+                let net: NetworkInterfaceConfig = body(request)?;
+                named(last, &net.iface_id)?;
                 self.configure(ConfigPart::Net(net))
             }
-            (Put, ["vsock"]) => self.configure(ConfigPart::Vsock(body(request)?)),
-            (Put, ["balloon"]) => self.configure(ConfigPart::Balloon(body(request)?)),
-            (Put, ["entropy"]) => self.configure(ConfigPart::Entropy(body(request)?)),
-            (Put, ["actions"]) => match body::<ActionBody>(request)?.action_type {
-                ActionType::InstanceStart => self.done(Action::Start),
-                ActionType::SendCtrlAltDel => self.done(Action::CtrlAltDel),
-                ActionType::FlushMetrics => {
-                    Err(Response::fault(400, "FlushMetrics: metrics are not supported yet."))
-                }
-            },
-            (Patch, ["vm"]) => match body::<VmBody>(request)?.state {
-                VmState::Paused => self.done(Action::Pause),
-                VmState::Resumed => self.done(Action::Resume),
-            },
-            (method, _) => Err(Response::fault(
-                400,
-                format!("Invalid request method and/or path: {} {path}.", method.name()),
-            )),
-        }
-    }
-
-    fn instance(&self) -> Answer {
-        match self.act(Action::Describe)? {
-            Outcome::Instance(i) => Ok(Response::ok(&json!({
-                "app_name": "Godwit",
-                "id": i.id,
-                "state": i.state,
-                "vmm_version": env!("CARGO_PKG_VERSION"),
-                "backend": i.backend,
-            }))),
-            _ => Err(Response::fault(500, "An unexpected outcome.")),
-        }
-    }
-
-    fn config(&self, part: impl Fn(&MachineSpec) -> serde_json::Result<serde_json::Value>) -> Answer {
-        match self.act(Action::Config)? {
-            Outcome::Config(c) => {
-                let value = part(&c).map_err(|e| Response::fault(500, e.to_string()))?;
-                Ok(Response::ok(&value))
+            Target::Vsock => self.configure(ConfigPart::Vsock(body(request)?)),
+            Target::Balloon => self.configure(ConfigPart::Balloon(body(request)?)),
+            Target::Entropy => self.configure(ConfigPart::Entropy(body(request)?)),
+            Target::Serial => self.done(Action::Serial(body(request)?)),
+            Target::Logger => self.done(Action::Logger(body(request)?)),
+            Target::Metrics => self.done(Action::Metrics(body(request)?)),
+            Target::SnapshotCreate => self.done(Action::Snapshot(body(request)?)),
+            Target::SnapshotLoad => self.done(Action::Load(Box::new(body(request)?))),
+            Target::Migration => {
+                self.owner.migrate(body(request)?).map(|()| Response::no_content()).map_err(bad)
             }
-            _ => Err(Response::fault(500, "An unexpected outcome.")),
+            Target::Actions => self.done(match body::<ActionBody>(request)?.action_type {
+                ActionType::InstanceStart => Action::Start,
+                ActionType::SendCtrlAltDel => Action::CtrlAltDel,
+                ActionType::FlushMetrics => Action::FlushMetrics,
+            }),
+            _ => Self::refused(route),
+        }
+    }
+
+    fn patch(&self, request: &Request, route: &Route, last: &str) -> Answer {
+        match route.target {
+            Target::Machine => self.configure(ConfigPart::MachineUpdate(body(request)?)),
+            Target::Drive => {
+                let update: DriveUpdate = body(request)?;
+                named(last, &update.drive_id)?;
+                self.update(DeviceUpdate::Drive(update))
+            }
+            Target::Net => {
+                let update: NetUpdate = body(request)?;
+                named(last, &update.iface_id)?;
+                self.update(DeviceUpdate::Net(update))
+            }
+            Target::Balloon => self.update(DeviceUpdate::Balloon(body(request)?)),
+            Target::BalloonStats => self.update(DeviceUpdate::BalloonStats(body(request)?)),
+            Target::Vm => self.done(match body::<VmBody>(request)?.state {
+                VmState::Paused => Action::Pause,
+                VmState::Resumed => Action::Resume,
+            }),
+            _ => Self::refused(route),
         }
     }
 
     fn backend(&self) -> Answer {
-        let Outcome::Instance(i) = self.act(Action::Describe)? else {
-            return Err(Response::fault(500, "An unexpected outcome."));
-        };
+        let i = self.describe()?;
         let counters = match self.act(Action::Counters) {
             Ok(Outcome::Counters(c)) => c,
             _ => Vec::new(),
         };
         let counters: serde_json::Map<_, _> = counters.into_iter().map(|(k, v)| (k, v.into())).collect();
-        Ok(Response::ok(&json!({ "name": i.backend, "counters": counters })))
+        Ok(Response::ok(&json!({
+            "name": i.backend,
+            "summary": i.backend_summary,
+            "models": i.backend_models,
+            "counters": counters,
+        })))
     }
 }
 
 impl Handler for Router {
     fn handle(&mut self, request: Request) -> Response {
-        self.route(&request).unwrap_or_else(|refusal| refusal)
+        let Some((route, last)) = find(request.method, &request.path) else {
+            let method = request.method.name();
+            return bad(format!("Invalid request method and/or path: {method} {}.", request.path));
+        };
+        let answer = self.route(&request, route, last);
+        let group = match request.method {
+            Method::Get => "get_api_requests",
+            Method::Put => "put_api_requests",
+            Method::Patch | Method::Delete => "patch_api_requests",
+        };
+        self.owner.requests().count(group, route.metric, answer.is_err());
+        answer.unwrap_or_else(|refusal| refusal)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,8 +91,9 @@ impl Receive {
         }
         signals::block().map_err(|e| error(&e))?;
         let raw = terminal::Raw::enter().map_err(|e| error(&e))?;
-        let console = run::console().map_err(|e| error(&e))?;
-        let mut control = Control::new(self.id.clone(), plugin.clone(), MachineSpec::default(), console);
+        let mut control =
+            Control::new(self.id.clone(), plugin.clone(), MachineSpec::default(), run::consoles());
+        control.on_logger(Box::new(log::change));
         let handle = control.handle();
 
         let limits = Limits {
@@ -100,8 +101,8 @@ impl Receive {
             vcpus: self.max_vcpus,
             allow_tsc_mismatch: self.allow_tsc_mismatch,
         };
-        let arriving = Arriving::new(plugin, limits, control.take_console(), handle.event_sink())
-            .map_err(|e| error(&e))?;
+        let arriving =
+            Arriving::new(plugin, limits, control.console(), handle.event_sink()).map_err(|e| error(&e))?;
         let listener = Listener::bind(&self.address).map_err(|e| error(&e))?;
         let place = listener.address().to_string();
         eprintln!("godwit: waiting for a guest on {place}");

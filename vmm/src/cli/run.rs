@@ -132,13 +132,13 @@ impl Common {
         signals::block().map_err(fatal(exit::ERROR))?;
 
         let raw = terminal::Raw::enter().map_err(fatal(exit::ERROR))?;
-        let console = console().map_err(fatal(exit::ERROR))?;
         let mut control = Control::new(
             self.id.clone(),
             plugin,
             config.as_ref().map_or_else(MachineSpec::default, |c| c.spec()),
-            console,
+            consoles(),
         );
+        control.on_logger(Box::new(log::change));
         let handle = control.handle();
         let quit = handle.clone();
         signals::watch(move || quit.quit()).map_err(fatal(exit::ERROR))?;
@@ -174,8 +174,18 @@ pub(super) fn report(end: End) -> u8 {
     }
 }
 
+/// The guest's console, for each machine that is tried.
+pub(super) fn consoles() -> impl FnMut() -> Console + Send + 'static {
+    || {
+        console().unwrap_or_else(|e| {
+            tracing::error!("the guest has no console: {e}");
+            Console::default()
+        })
+    }
+}
+
 /// Standard input and output as the guest's console.
-pub(super) fn console() -> io::Result<Console> {
+fn console() -> io::Result<Console> {
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let escape = io::stdin().is_terminal();

@@ -8,11 +8,18 @@ mod boot;
 mod file;
 mod machine;
 mod observe;
+mod snapshot;
+mod update;
 
 pub use boot::BootSourceConfig;
 pub use file::{ConfigError, ConfigFile, parse, read};
 pub use machine::{CpuTemplate, HugePages, MAX_MEM_MIB, MAX_VCPUS, MachineConfig, MachineConfigUpdate};
-pub use observe::{Level, LoggerConfig, MetricsConfig};
+pub use observe::{Level, LoggerConfig, MetricsConfig, SerialConfig};
+pub use snapshot::{
+    DriveOverride, MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
+    VsockOverride,
+};
+pub use update::{BalloonStatsUpdate, BalloonUpdate, DriveUpdate, NetUpdate};
 
 pub use crate::virtio::block::DriveConfig;
 pub use crate::virtio::net::NetworkInterfaceConfig;

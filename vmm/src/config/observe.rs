@@ -1,4 +1,4 @@
-//! `PUT /logger` and `PUT /metrics`.
+//! `PUT /logger`, `PUT /metrics` and `PUT /serial`.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -54,4 +54,19 @@ pub struct LoggerConfig {
 pub struct MetricsConfig {
     /// File or FIFO: a line of JSON each flush.
     pub metrics_path: PathBuf,
+}
+
+super::refused! {
+    no_limiter: "rate_limiter", "the serial port's output is not limited";
+}
+
+/// Where the serial port's output goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialConfig {
+    /// File or FIFO; absent: standard output.
+    #[serde(default)]
+    pub serial_out_path: Option<PathBuf>,
+    #[serde(default, rename = "rate_limiter", deserialize_with = "no_limiter")]
+    _rate_limiter: (),
 }

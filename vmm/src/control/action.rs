@@ -1,7 +1,10 @@
 //! What may be asked of the control thread, when, and what it answers.
 
-use crate::config::{BootSourceConfig, Invalid, MachineConfig, MachineConfigUpdate, MachineSpec};
-use crate::virtio::balloon::BalloonConfig;
+use crate::config::{
+    BalloonStatsUpdate, BalloonUpdate, BootSourceConfig, DriveUpdate, Invalid, LoggerConfig, MachineConfig,
+    MachineConfigUpdate, MachineSpec, MetricsConfig, NetUpdate, SerialConfig, SnapshotCreate, SnapshotLoad,
+};
+use crate::virtio::balloon::{BalloonConfig, BalloonStats};
 use crate::virtio::block::DriveConfig;
 use crate::virtio::net::NetworkInterfaceConfig;
 use crate::virtio::rng::EntropyConfig;
@@ -106,6 +109,19 @@ impl ConfigPart {
     }
 }
 
+/// A change of a device while the machine is there.
+#[derive(Debug, Clone)]
+pub enum DeviceUpdate {
+    /// `/drives/ID`.
+    Drive(DriveUpdate),
+    /// `/network-interfaces/ID`.
+    Net(NetUpdate),
+    /// `/balloon`.
+    Balloon(BalloonUpdate),
+    /// `/balloon/statistics`.
+    BalloonStats(BalloonStatsUpdate),
+}
+
 /// A request to the control thread.
 #[derive(Debug, Clone)]
 pub enum Action {
@@ -115,6 +131,24 @@ pub enum Action {
     Config,
     /// Change the configuration.
     Configure(Box<ConfigPart>),
+    /// Change a device.
+    Update(Box<DeviceUpdate>),
+    /// Where the serial port's output goes.
+    Serial(SerialConfig),
+    /// What is logged, and where.
+    Logger(LoggerConfig),
+    /// Where metrics go.
+    Metrics(MetricsConfig),
+    /// Write metrics now.
+    FlushMetrics,
+    /// The balloon as it is.
+    Balloon,
+    /// What the guest says of its memory.
+    BalloonStats,
+    /// Write a snapshot.
+    Snapshot(SnapshotCreate),
+    /// Go on from a snapshot.
+    Load(Box<SnapshotLoad>),
     /// Build, boot and run.
     Start,
     /// Hold the guest.
@@ -134,13 +168,22 @@ impl Action {
     pub fn name(&self) -> &'static str {
         match self {
             Action::Describe => "describe",
-            Action::Config => "read the configuration",
-            Action::Configure(_) => "change the configuration",
+            Action::Config => "read the configuration of",
+            Action::Configure(_) => "change the configuration of",
+            Action::Update(_) => "change a device of",
+            Action::Serial(_) => "redirect the serial port of",
+            Action::Logger(_) => "set up the log of",
+            Action::Metrics(_) => "set up metrics of",
+            Action::FlushMetrics => "write metrics of",
+            Action::Balloon => "read the balloon of",
+            Action::BalloonStats => "read balloon statistics of",
+            Action::Snapshot(_) => "take a snapshot of",
+            Action::Load(_) => "load a snapshot into",
             Action::Start => "start",
             Action::Pause => "pause",
             Action::Resume => "resume",
-            Action::CtrlAltDel => "type Ctrl-Alt-Del",
-            Action::Counters => "read counters",
+            Action::CtrlAltDel => "type Ctrl-Alt-Del to",
+            Action::Counters => "read counters of",
             Action::Quit => "end",
         }
     }
@@ -150,7 +193,11 @@ impl Action {
         use Stage::{NotStarted, Paused, Running};
         match self {
             Action::Describe | Action::Config | Action::Quit => true,
-            Action::Configure(_) | Action::Start => stage == NotStarted,
+            Action::Logger(_) | Action::Metrics(_) | Action::FlushMetrics | Action::Balloon => true,
+            Action::Configure(_) | Action::Serial(_) | Action::Load(_) | Action::Start => stage == NotStarted,
+            Action::Update(_) | Action::BalloonStats => matches!(stage, Running | Paused),
+            // Firecracker wants it paused too: who asks knows that the guest stands still.
+            Action::Snapshot(_) => stage == Paused,
             // Pausing what is paused is no error in Firecracker either.
             Action::Pause | Action::Resume => matches!(stage, Running | Paused),
             Action::CtrlAltDel => stage == Running,
@@ -168,6 +215,10 @@ pub enum Outcome {
     Instance(InstanceInfo),
     /// To [`Action::Config`].
     Config(Box<MachineSpec>),
+    /// To [`Action::Balloon`].
+    Balloon(BalloonConfig),
+    /// To [`Action::BalloonStats`].
+    BalloonStats(BalloonStats),
     /// To [`Action::Counters`].
     Counters(Vec<(String, u64)>),
 }
@@ -181,6 +232,10 @@ pub struct InstanceInfo {
     pub state: Stage,
     /// Name of the backend, for people.
     pub backend: String,
+    /// What it says of itself.
+    pub backend_summary: String,
+    /// CPU models that it knows, whether or not this host has them.
+    pub backend_models: Vec<String>,
 }
 
 /// Why not.

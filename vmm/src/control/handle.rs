@@ -1,6 +1,6 @@
 //! What other threads hold of the control thread.
 
-use super::{Action, Denied, Outcome};
+use super::{Action, Denied, Outcome, Requests};
 use crate::machine::{Event, EventSink, Machine};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,12 +19,12 @@ pub(super) enum Message {
 
 /// Sends requests to the control thread. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle(Sender<Message>);
+pub struct Handle(Sender<Message>, Requests);
 
 impl Handle {
     pub(super) fn pair() -> (Handle, Receiver<Message>) {
         let (sender, receiver) = channel();
-        (Handle(sender), receiver)
+        (Handle(sender, Requests::default()), receiver)
     }
 
     /// Has an action done and waits for the answer.
@@ -35,6 +35,11 @@ impl Handle {
         let (reply, answer) = channel();
         self.0.send(Message::Act(action, reply)).map_err(|_| Denied::Ended)?;
         answer.recv().map_err(|_| Denied::Ended)?
+    }
+
+    /// API requests, counted for the metrics.
+    pub fn requests(&self) -> &Requests {
+        &self.1
     }
 
     /// Asks for the end, without waiting.

@@ -103,8 +103,8 @@ impl Migrations {
                 return Err("the guest was given away already".into());
             }
         }
-        // Nobody else has the dirty log on.
-        let keep_log = false;
+        // Diff snapshots have it on all the time.
+        let keep_log = config.machine.track_dirty_pages;
         let leaving =
             Leaving::new(self.0.handle.door(), &config.devices, request.allow_tsc_mismatch, keep_log)
                 .map_err(|_| "there is no machine to send: start it first".to_owned())?;

@@ -10,22 +10,33 @@
 //! Which action is legal in which stage is [`Action::legal`], and nowhere else.
 
 mod action;
+mod devices;
 mod handle;
+mod metrics;
 mod migration;
 pub mod moving;
+mod snapshot;
 
-pub use action::{Action, ConfigPart, Denied, InstanceInfo, Outcome, Stage};
+pub use action::{Action, ConfigPart, Denied, DeviceUpdate, InstanceInfo, Outcome, Stage};
 pub use handle::{Handle, MachineDoor};
+pub use metrics::Requests;
 pub use migration::Migrations;
 
-use crate::config::{BootSourceConfig, MachineSpec};
-use crate::machine::{BootSource, Console, Event, Machine, Spec};
+use crate::config::{BootSourceConfig, LoggerConfig, MachineSpec, MetricsConfig, SerialConfig, SnapshotType};
+use crate::machine::{BootSource, Console, Event, HostOutput, Machine, Spec};
 use crate::memory::ram::Backing;
 use crate::plugin::Plugin;
 use crate::virtio::slots::DevicesConfig;
 use handle::Message;
+use metrics::Metrics;
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
+
+/// Sets the log up anew.
+pub type LogSetter = Box<dyn Fn(&LoggerConfig) -> Result<(), String> + Send>;
 
 /// How it all ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +63,11 @@ pub struct Control {
     id: String,
     plugin: Arc<Plugin>,
     config: MachineSpec,
-    console: Option<Console>,
+    consoles: Box<dyn FnMut() -> Console + Send>,
+    serial_out: Option<File>,
+    set_log: LogSetter,
+    metrics: Option<Metrics>,
+    latencies_us: BTreeMap<&'static str, u64>,
     machine: Option<Machine>,
     stage: Stage,
     handle: Handle,
@@ -60,11 +75,34 @@ pub struct Control {
 }
 
 impl Control {
-    /// An owner of no machine yet; `config` may be changed until `Start`.
-    pub fn new(id: String, plugin: Arc<Plugin>, config: MachineSpec, console: Console) -> Self {
+    /// An owner of no machine yet; `config` may be changed until `Start`. `consoles` gives each machine that is tried its
+    /// console.
+    pub fn new(
+        id: String,
+        plugin: Arc<Plugin>,
+        config: MachineSpec,
+        consoles: impl FnMut() -> Console + Send + 'static,
+    ) -> Self {
         let (handle, inbox) = Handle::pair();
-        let console = Some(console);
-        Control { id, plugin, config, console, machine: None, stage: Stage::NotStarted, handle, inbox }
+        Control {
+            id,
+            plugin,
+            config,
+            consoles: Box::new(consoles),
+            serial_out: None,
+            set_log: Box::new(|_| Err("the log cannot be changed here".into())),
+            metrics: None,
+            latencies_us: BTreeMap::new(),
+            machine: None,
+            stage: Stage::NotStarted,
+            handle,
+            inbox,
+        }
+    }
+
+    /// What `PUT /logger` does.
+    pub fn on_logger(&mut self, set_log: LogSetter) {
+        self.set_log = set_log;
     }
 
     /// What other threads reach it by.
@@ -82,9 +120,52 @@ impl Control {
         (self.machine, self.config) = (Some(machine), config);
     }
 
-    /// The console for [`Self::adopt`]'s machine, while there is none yet.
-    pub fn take_console(&mut self) -> Console {
-        self.console.take().unwrap_or_default()
+    /// The next machine's console.
+    pub fn console(&mut self) -> Console {
+        let mut console = (self.consoles)();
+        if let Some(file) = self.serial_out.as_ref().and_then(|f| f.try_clone().ok()) {
+            console.output = Box::new(HostOutput::new(file));
+        }
+        console
+    }
+
+    /// Sends the serial port's output elsewhere.
+    ///
+    /// # Errors
+    /// The file does not open.
+    pub fn set_serial(&mut self, config: &SerialConfig) -> Result<(), Denied> {
+        let open = |path: &std::path::PathBuf| {
+            metrics::open(path)
+                .map_err(|e| Denied::Failed(format!("serial_out_path: {}: {e}", path.display())))
+        };
+        self.serial_out = config.serial_out_path.as_ref().map(open).transpose()?;
+        Ok(())
+    }
+
+    /// Begins to write metrics.
+    ///
+    /// # Errors
+    /// The file does not open, or there is one already.
+    pub fn set_metrics(&mut self, config: &MetricsConfig) -> Result<(), Denied> {
+        if self.metrics.is_some() {
+            return Err(Denied::Failed("metrics_path: metrics go somewhere already".into()));
+        }
+        let path = &config.metrics_path;
+        let metrics = Metrics::new(path)
+            .map_err(|e| Denied::Failed(format!("metrics_path: {}: {e}", path.display())))?;
+        self.metrics = Some(metrics);
+        Ok(())
+    }
+
+    fn flush_metrics(&mut self) -> Result<(), Denied> {
+        let Some(metrics) = &mut self.metrics else {
+            return Err(Denied::Failed("no metrics_path is configured".into()));
+        };
+        let counters = self.machine.as_ref().map(Machine::counters).unwrap_or_default();
+        let name = &self.plugin.descriptor().name;
+        metrics
+            .flush(self.handle.requests(), &self.latencies_us, name, counters)
+            .map_err(|e| Denied::Failed(format!("metrics: {e}")))
     }
 
     /// Starts the configured machine without being asked.
@@ -97,9 +178,33 @@ impl Control {
 
     /// Serves until the end.
     pub fn run(mut self) -> End {
+        let end = self.serve();
+        if self.metrics.is_some() {
+            let _ = self.flush_metrics();
+        }
+        end
+    }
+
+    /// The next message; metrics are written when they are due.
+    fn receive(&mut self) -> Option<Message> {
+        loop {
+            let Some(wait) = self.metrics.as_ref().map(Metrics::wait) else { return self.inbox.recv().ok() };
+            match self.inbox.recv_timeout(wait) {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(e) = self.flush_metrics() {
+                        tracing::warn!("{e}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self) -> End {
         loop {
             // The handle of our own keeps the channel open, so this only ends by a message.
-            let Ok(message) = self.inbox.recv() else { return End::Quit };
+            let Some(message) = self.receive() else { return End::Quit };
             match message {
                 Message::Act(Action::Quit, reply) => {
                     let _ = reply.send(Ok(Outcome::Done));
@@ -167,15 +272,49 @@ impl Control {
         if !action.legal(self.stage) {
             return Err(Denied::Stage { action: action.name(), stage: self.stage });
         }
+        let begin = Instant::now();
+        let timed = match &action {
+            Action::Start => Some("start_vm"),
+            Action::Pause => Some("pause_vm"),
+            Action::Resume => Some("resume_vm"),
+            Action::Load(_) => Some("load_snapshot"),
+            Action::Snapshot(s) if s.snapshot_type == SnapshotType::Diff => Some("diff_create_snapshot"),
+            Action::Snapshot(_) => Some("full_create_snapshot"),
+            _ => None,
+        };
+        let outcome = self.execute(action)?;
+        if let Some(name) = timed {
+            self.latencies_us.insert(name, u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX));
+        }
+        Ok(outcome)
+    }
+
+    fn execute(&mut self, action: Action) -> Result<Outcome, Denied> {
         let failed = |e: crate::machine::MachineError| Denied::Failed(e.to_string());
         match action {
             Action::Describe => Ok(Outcome::Instance(InstanceInfo {
                 id: self.id.clone(),
                 state: self.stage,
                 backend: self.plugin.descriptor().name.clone(),
+                backend_summary: self.plugin.descriptor().summary.clone(),
+                backend_models: self.plugin.descriptor().models.clone(),
             })),
             Action::Config => Ok(Outcome::Config(Box::new(self.config.clone()))),
             Action::Configure(part) => self.configure(*part).map(|()| Outcome::Done),
+            Action::Update(update) => self.update(*update).map(|()| Outcome::Done),
+            Action::Serial(config) => self.set_serial(&config).map(|()| Outcome::Done),
+            Action::Logger(config) => (self.set_log)(&config).map(|()| Outcome::Done).map_err(Denied::Failed),
+            Action::Metrics(config) => self.set_metrics(&config).map(|()| Outcome::Done),
+            Action::FlushMetrics => self.flush_metrics().map(|()| Outcome::Done),
+            Action::Balloon => self.balloon().map(Outcome::Balloon),
+            Action::BalloonStats => self.balloon_stats().map(Outcome::BalloonStats),
+            Action::Snapshot(request) => {
+                let Some(machine) = &mut self.machine else {
+                    return Err(Denied::Failed("there is no machine".into()));
+                };
+                snapshot::create(machine, &self.config, &request).map(|()| Outcome::Done)
+            }
+            Action::Load(request) => self.load(&request).map(|()| Outcome::Done),
             Action::Start => self.start().map(|()| Outcome::Done),
             Action::Pause => {
                 self.machine()?.pause().map_err(failed)?;
@@ -215,7 +354,7 @@ impl Control {
             cmdline: cmdline(boot, &self.config.devices),
         };
         let spec = spec(&self.config);
-        let console = self.console.take().unwrap_or_default();
+        let console = self.console();
         let mut machine =
             Machine::build(&spec, &self.plugin, console, self.handle.event_sink()).map_err(failed)?;
         machine.boot(&source).map_err(failed)?;

@@ -67,6 +67,32 @@ impl From<Description> for DevicesConfig {
     }
 }
 
+/// Devices as an offer and a snapshot describe them: JSON.
+///
+/// # Errors
+/// None that plain data gives.
+pub(super) fn describe(devices: &DevicesConfig) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&Description::from(devices.clone()))
+}
+
+/// The reverse of [`describe`].
+///
+/// # Errors
+/// Not a description.
+pub(super) fn described(bytes: &[u8]) -> serde_json::Result<DevicesConfig> {
+    serde_json::from_slice::<Description>(bytes).map(DevicesConfig::from)
+}
+
+/// Pages that were taken out of the dirty log go back into it.
+pub(super) fn put_back(ram: &GuestRam, taken: &PageSet) {
+    for region in ram.iter() {
+        let (first, len) = (region.start_addr().0, region.len());
+        for run in taken.runs(u64::MAX).filter(|r| r.gpa() >= first && r.gpa() - first < len) {
+            region.bitmap().mark_dirty((run.gpa() - first) as usize, run.len() as usize);
+        }
+    }
+}
+
 /// Devices by kind and name, for preflight and its messages.
 fn offered(devices: &DevicesConfig) -> Vec<OfferedDevice> {
     let device = |kind: &str, id: &str| OfferedDevice { kind: kind.into(), id: id.into() };
@@ -124,7 +150,6 @@ impl<D: Door> Leaving<D> {
     ) -> Result<Self, Fault> {
         let looked = door.with(|m| (m.ram().clone(), m.shape().clone(), m.section_kinds(), header(m)));
         let (ram, shape, kinds, header) = looked.ok_or("the machine has ended")?;
-        let description = Description::from(devices.clone());
         let section = |(kind, version): Kind| OfferedSection { kind, version, optional: false };
         let features = Model::from_name(&shape.model).and_then(Model::features).unwrap_or_else(all_features);
         let offer = Offer {
@@ -138,7 +163,7 @@ impl<D: Door> Leaving<D> {
             allow_tsc_mismatch,
             sections: kinds.into_iter().map(section).collect(),
             devices: offered(devices),
-            description: serde_json::to_vec(&description)?,
+            description: describe(devices)?,
         };
         Ok(Leaving { door, ram, offer, keep_log, paused_by_us: false })
     }
@@ -226,12 +251,7 @@ impl<D: Door> Source for Leaving<D> {
             Ok(())
         })?;
         if keep_log {
-            for region in self.ram.iter() {
-                let (first, len) = (region.start_addr().0, region.len());
-                for run in taken.runs(u64::MAX).filter(|r| r.gpa() >= first && r.gpa() - first < len) {
-                    region.bitmap().mark_dirty((run.gpa() - first) as usize, run.len() as usize);
-                }
-            }
+            put_back(&self.ram, taken);
         }
         Ok(())
     }
@@ -315,13 +335,12 @@ impl Builder for Arriving {
     }
 
     fn build(self, offer: &Offer) -> Result<Filling, Fault> {
-        let described: Description = serde_json::from_slice(&offer.description)?;
         let memory_bytes = offer.memory_bytes();
         let ours = layout(memory_bytes)?;
         if !offer.regions.iter().map(|r| (r.gpa, r.len)).eq(ours) {
             return Err("its memory lies elsewhere than on this board".into());
         }
-        let devices = DevicesConfig::from(described);
+        let devices = described(&offer.description)?;
         let spec = Spec {
             vcpus: offer.vcpus,
             memory_bytes,

@@ -1,0 +1,160 @@
+//! `PUT /snapshot/create` and `PUT /snapshot/load`.
+
+use super::{Invalid, MachineSpec};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// How much of memory is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotType {
+    /// All of it.
+    #[default]
+    Full,
+    /// What was written since the last snapshot; needs `track_dirty_pages`.
+    Diff,
+}
+
+/// Where a snapshot goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// Guest memory.
+    pub mem_file_path: PathBuf,
+    /// All other state.
+    pub snapshot_path: PathBuf,
+    /// Full unless said.
+    #[serde(default)]
+    pub snapshot_type: SnapshotType,
+}
+
+/// Who serves guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemBackendType {
+    /// A file, mapped copy-on-write.
+    File,
+    /// A handler of page faults; refused by name.
+    Uffd,
+}
+
+/// Where guest memory is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemBackend {
+    /// Who serves it.
+    pub backend_type: MemBackendType,
+    /// The file.
+    pub backend_path: PathBuf,
+}
+
+/// Another TAP interface than the one that was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkOverride {
+    /// Which interface.
+    pub iface_id: String,
+    /// The TAP interface here.
+    pub host_dev_name: String,
+}
+
+/// Another socket than the one that was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockOverride {
+    /// The socket here.
+    pub uds_path: String,
+}
+
+/// Godwit's own: another file than the one that was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriveOverride {
+    /// Which drive.
+    pub drive_id: String,
+    /// The file here.
+    pub path_on_host: String,
+}
+
+/// What to restore, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotLoad {
+    /// The state file.
+    pub snapshot_path: PathBuf,
+    /// Guest memory; exactly one of this and `mem_file_path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_backend: Option<MemBackend>,
+    /// The older way to name the memory file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_file_path: Option<PathBuf>,
+    /// Let the guest run at once.
+    #[serde(default)]
+    pub resume_vm: bool,
+    /// Keep dirty bits, for diff snapshots.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// The older name of `track_dirty_pages`.
+    #[serde(default)]
+    pub enable_diff_snapshots: bool,
+    /// Other TAP interfaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub network_overrides: Vec<NetworkOverride>,
+    /// Another vsock path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_override: Option<VsockOverride>,
+    /// Godwit's own: other disk files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drive_overrides: Vec<DriveOverride>,
+    /// The guest's clock goes on as if it had run all the time; otherwise where it stopped.
+    #[serde(default)]
+    pub clock_realtime: bool,
+    /// Godwit's own: accept another TSC frequency than the guest's.
+    #[serde(default)]
+    pub allow_tsc_mismatch: bool,
+}
+
+impl SnapshotLoad {
+    /// The memory file.
+    ///
+    /// # Errors
+    /// Named twice, not at all, or served in a way that is not offered.
+    pub fn memory(&self) -> Result<&PathBuf, Invalid> {
+        match (&self.mem_backend, &self.mem_file_path) {
+            (Some(b), None) if b.backend_type == MemBackendType::File => Ok(&b.backend_path),
+            (Some(_), None) => Err(Invalid::new("backend_type", "Uffd is not offered; use File")),
+            (None, Some(path)) => Ok(path),
+            (Some(_), Some(_)) => {
+                Err(Invalid::new("mem_backend", "give either this or mem_file_path, not both"))
+            }
+            (None, None) => Err(Invalid::new("mem_backend", "missing: where is guest memory?")),
+        }
+    }
+
+    /// Puts the overrides into the configuration that was saved.
+    ///
+    /// # Errors
+    /// A device that the snapshot does not have.
+    pub fn override_in(&self, config: &mut MachineSpec) -> Result<(), Invalid> {
+        let devices = &mut config.devices;
+        for o in &self.network_overrides {
+            let found = devices.network_interfaces.iter_mut().find(|n| n.iface_id == o.iface_id);
+            let net = found.ok_or_else(|| {
+                Invalid::new("network_overrides", format!("the snapshot has no interface {}", o.iface_id))
+            })?;
+            (net.host_dev_name, net.passt_socket) = (Some(o.host_dev_name.clone()), None);
+        }
+        for o in &self.drive_overrides {
+            let found = devices.drives.iter_mut().find(|d| d.drive_id == o.drive_id);
+            let drive = found.ok_or_else(|| {
+                Invalid::new("drive_overrides", format!("the snapshot has no drive {}", o.drive_id))
+            })?;
+            drive.path_on_host = Some(o.path_on_host.clone());
+        }
+        if let Some(o) = &self.vsock_override {
+            let vsock = devices.vsock.as_mut();
+            let vsock =
+                vsock.ok_or_else(|| Invalid::new("vsock_override", "the snapshot has no vsock device"))?;
+            vsock.uds_path.clone_from(&o.uds_path);
+        }
+        Ok(())
+    }
+}
