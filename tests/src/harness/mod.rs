@@ -151,6 +151,11 @@ impl Process {
         }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// True while it runs.
     pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|s| s.is_none())
