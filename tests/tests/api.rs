@@ -77,6 +77,17 @@ impl Vm {
         self.ask("GET", "/", &Value::Null).1["state"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// What a guest that stands still has said: all of it has come through the pipe when no more comes.
+    fn settled(&self) -> String {
+        loop {
+            let before = self.process.text();
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            if self.process.text() == before {
+                return before;
+            }
+        }
+    }
+
     fn configure(&self, scratch: &Scratch, args: &str) {
         scratch.config("counter", 64, "x86-64", args);
         let kernel = scratch.path("counter.elf");
@@ -112,7 +123,7 @@ fn life(test: &str, first: &str, second: &str) {
     vm.does("PATCH", "/vm", json!({"state": "Paused"}));
     assert_eq!(vm.state(), "Paused");
     vm.does("PUT", "/snapshot/create", create);
-    let at_snapshot = vm.process.out();
+    let at_snapshot = vm.settled();
     vm.does("PATCH", "/vm", json!({"state": "Resumed"}));
     vm.process.wait_lines(3).unwrap();
     vm.does("PATCH", "/vm", json!({"state": "Paused"}));
@@ -132,7 +143,7 @@ fn life(test: &str, first: &str, second: &str) {
     assert!(std::fs::read_to_string(scratch.path("log")).unwrap().contains("snapshot:"));
     let (_, backend) = vm.ask("GET", "/backend", &Value::Null);
     assert_eq!(backend["name"], first, "{backend}");
-    check_lines(&[vm.process.out()]);
+    check_lines(&[vm.process.text()]);
     assert!(Command::new("kill").arg(vm.process.id().to_string()).status().unwrap().success());
     assert_eq!(vm.process.wait_exit(), Some(0), "{}", vm.process.err());
 
@@ -155,7 +166,7 @@ fn life(test: &str, first: &str, second: &str) {
         vm.refuses("PUT", "/snapshot/load", load, "Paused");
         vm.does("PATCH", "/vm", json!({"state": "Resumed"}));
         vm.process.wait_lines(4).unwrap();
-        let checker = check_lines(&[at_snapshot.clone(), vm.process.out()]);
+        let checker = check_lines(&[at_snapshot.clone(), vm.process.text()]);
         println!("{test}: {} lines right", checker.lines());
     }
 }
@@ -208,7 +219,7 @@ fn wrong_inputs_hurt_nobody() {
     drop(idle);
     assert_eq!(vm.state(), "Running");
     vm.process.wait_lines(3).unwrap();
-    check_lines(&[vm.process.out()]);
+    check_lines(&[vm.process.text()]);
 }
 
 #[test]
@@ -227,7 +238,7 @@ fn a_failed_start_and_a_failed_load_can_be_mended() {
     vm.configure(&scratch, "rate=20");
     vm.does("PUT", "/actions", json!({"action_type": "InstanceStart"}));
     vm.process.wait_lines(2).unwrap();
-    check_lines(&[vm.process.out()]);
+    check_lines(&[vm.process.text()]);
 }
 
 #[test]
