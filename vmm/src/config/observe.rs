@@ -67,6 +67,7 @@ pub struct SerialConfig {
     /// File or FIFO; absent: standard output.
     #[serde(default)]
     pub serial_out_path: Option<PathBuf>,
-    #[serde(default, rename = "rate_limiter", deserialize_with = "no_limiter")]
-    _rate_limiter: (),
+    /// Refused by name.
+    #[serde(default, deserialize_with = "no_limiter")]
+    pub rate_limiter: (),
 }
