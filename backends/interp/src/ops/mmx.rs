@@ -311,16 +311,21 @@ ops! {
         cpu.set_mm(op.a, v)
     }
 
+    /// From memory it leaves x87 alone, as does CVTPI2PD.
     fn cvtpi2ps(cpu, op) {
-        cpu.x87_wait()?;
+        let from_memory = bytes(op) != 0;
+        if !from_memory {
+            cpu.x87_wait()?;
+        }
         let v = pair(source(cpu, op)?).map(|v| v as i32);
-        cpu.enter_mmx();
         let r = numeric(cpu, |mx| cv::i32_to_f32(mx, v))?;
+        if !from_memory {
+            cpu.enter_mmx();
+        }
         let high = cpu.xmm_low(op.a).high();
         *cpu.xmm_low(op.a) = V128::from_halves(join(r), high)
     }
 
-    /// From memory it leaves x87 alone.
     fn cvtpi2pd(cpu, op) {
         if bytes(op) == 0 {
             cpu.x87_wait()?;

@@ -1,7 +1,7 @@
 //! FCOM, FUCOM, FICOM, FCOMI, FUCOMI and their popping forms; FTST, FXAM.
 
 use super::load::Source;
-use super::{CODES, last_st};
+use super::{C1, CODES, last_st};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::num::soft::{self, Env, F32, F64, F80, Relation};
@@ -58,7 +58,11 @@ fn to_flags<const QUIET: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
         } else {
             let mut env = cpu.env();
             let relation = soft::compare(&mut env, cpu.st(0), cpu.st(op.b), QUIET);
-            (relation, cpu.retire(op, &mut env))
+            // C1 is left as it is.
+            let c1 = cpu.fpu.sw & C1;
+            let pop = cpu.retire(op, &mut env);
+            cpu.fpu.sw |= c1;
+            (relation, pop)
         };
         cpu.lazy.put(u64::from(relation.eflags()));
         if pop {

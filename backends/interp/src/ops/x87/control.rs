@@ -176,11 +176,13 @@ ops! {
 
     fn ffree(cpu, op) {
         cpu.x87_wait()?;
+        cpu.clear_c1();
         cpu.free_st(op.b)
     }
 
     fn ffreep(cpu, op) {
         cpu.x87_wait()?;
+        cpu.clear_c1();
         cpu.free_st(op.b);
         cpu.pop_st()
     }

@@ -91,7 +91,6 @@ fn cmov<const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
             }
             return Ok(());
         }
-        cpu.clear_c1();
         if cpu.lazy.cond(CC) {
             cpu.set_st(0, cpu.st(op.b));
         }

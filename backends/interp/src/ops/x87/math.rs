@@ -122,7 +122,7 @@ fn two<O: Two>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
         let to = u8::from(O::POP);
-        cpu.fpu.sw &= !O::CODES;
+        cpu.fpu.sw &= !(O::CODES & C2);
         if cpu.st_empty(0) || cpu.st_empty(1) {
             if cpu.x87_stack_fault(op, false) {
                 cpu.set_st(to, F80::INDEFINITE);
@@ -132,6 +132,10 @@ fn two<O: Two>(cpu: &mut Cpu, op: OpPtr) -> Flow {
         }
         let mut env = cpu.env();
         let v = O::run(&mut env, cpu.st(0), cpu.st(1));
+        // A NaN leaves the quotient's bits as they are.
+        if v.se & 0x7fff != 0x7fff {
+            cpu.fpu.sw &= !O::CODES;
+        }
         if cpu.retire(op, &mut env) {
             cpu.set_st(to, v);
             cpu.pop_times(to);

@@ -86,6 +86,7 @@ fn store<T: Target, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
             v.write(cpu, at)?;
         } else {
             cpu.check_write(at, T::BYTES)?;
+            env.flags &= !(flag::PE | flag::C1);
         }
         if empty {
             cpu.x87_stack_fault(op, false);
@@ -115,13 +116,12 @@ ops! {
         cpu.pop_times(op.a)
     }
 
-    /// FSTPNCE: as FSTP, but an empty register is no fault.
+    /// FSTPNCE: as FSTP, but an empty register is no fault, and is not stored.
     fn fstpnce(cpu, op) {
         cpu.x87_wait()?;
-        let (v, empty) = (cpu.st(0), cpu.st_empty(0));
-        cpu.set_st(op.b, v);
-        if empty {
-            cpu.free_st(op.b);
+        cpu.clear_c1();
+        if !cpu.st_empty(0) {
+            cpu.set_st(op.b, cpu.st(0));
         }
         cpu.pop_st()
     }
