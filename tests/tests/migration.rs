@@ -2,10 +2,11 @@
 
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::{Process, Scratch, check_lines, program};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 struct Stage {
     godwit: PathBuf,
@@ -37,7 +38,12 @@ impl Stage {
 
     /// The counter on `backend`, its API socket being `api`.
     fn source(&self, backend: &str, mib: u64, args: &str, api: &str, fault: &str) -> Process {
-        let config = self.scratch.config("counter", mib, "x86-64", args);
+        self.source_as("x86-64", backend, mib, args, api, fault)
+    }
+
+    /// The same, its CPU being `model`.
+    fn source_as(&self, model: &str, backend: &str, mib: u64, args: &str, api: &str, fault: &str) -> Process {
+        let config = self.scratch.config("counter", mib, model, args);
         let (config, api) = (config.to_str().unwrap(), self.text(api));
         let source = Process::start(
             &self.godwit,
@@ -63,6 +69,17 @@ impl Stage {
         args.extend(more);
         Command::new(&self.godwit).args(args).output().unwrap()
     }
+}
+
+/// Puts `body` to `/migration`: the status line.
+fn put_migration(socket: &Path, body: &str) -> String {
+    let mut peer = UnixStream::connect(socket).unwrap();
+    let head =
+        format!("PUT /migration HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}", body.len());
+    peer.write_all(format!("{head}\r\nContent-Type: application/json\r\n\r\n{body}").as_bytes()).unwrap();
+    let mut line = String::new();
+    BufReader::new(peer).read_line(&mut line).unwrap();
+    line
 }
 
 fn said(output: &Output) -> String {
@@ -125,7 +142,7 @@ fn a_destination_that_dies_costs_nothing() {
         assert_eq!(moved.status.code(), Some(3), "{step}: {}", said(&moved));
         assert!(said(&moved).contains("runs on here"), "{step}: {}", said(&moved));
         assert_ne!(receiver.wait_exit(), Some(0));
-        assert!(receiver.lines().is_empty(), "{step}: the dead destination's guest ran");
+        assert!(receiver.text().is_empty(), "{step}: the dead destination's guest ran");
         goes_on(&mut source);
     }
     // And after all that it can still move.
@@ -151,10 +168,82 @@ fn a_source_that_dies_leaves_a_destination_that_never_runs() {
             assert_eq!(receiver.wait_exit(), Some(3), "{step}: {}", receiver.err());
         }
         assert!(
-            receiver.lines().is_empty(),
+            receiver.text().is_empty(),
             "{step}: the guest ran although its source died before the commit"
         );
     }
+}
+
+#[test]
+fn deaths_on_the_other_cpu_cost_nothing_either() {
+    let test = "deaths_on_the_other_cpu_cost_nothing_either";
+    for (here, there) in [("interp", "kvm"), ("kvm", "interp")] {
+        let Some(stage) = Stage::set(test, &[here, there]) else { return };
+        let mut source = stage.source(here, 64, "rate=20", "s.api", "");
+        for step in ["precopy", "state", "ready"] {
+            let mut receiver =
+                stage.receiver(there, step, &format!("{step}.api"), &[], &format!("destination:{step}:kill"));
+            let moved = stage.migrate("s.api", step, &["--allow-tsc-mismatch"]);
+            assert_eq!(moved.status.code(), Some(3), "{here} to {there}, {step}: {}", said(&moved));
+            assert_ne!(receiver.wait_exit(), Some(0));
+            assert!(receiver.text().is_empty(), "{step}: the dead destination's guest ran");
+            goes_on(&mut source);
+        }
+        for step in ["precopy", "ready"] {
+            let api = format!("dies-{step}.api");
+            let mut source = stage.source(here, 64, "rate=20", &api, &format!("source:{step}:kill"));
+            let socket = format!("left-{step}");
+            let mut receiver =
+                stage.receiver(there, &socket, &format!("{socket}.api"), &["--idle-s", "2"], "");
+            assert_ne!(stage.migrate(&api, &socket, &["--allow-tsc-mismatch"]).status.code(), Some(0));
+            assert_ne!(source.wait_exit(), Some(0));
+            assert_eq!(receiver.wait_exit(), Some(3), "{step}: {}", receiver.err());
+            assert!(receiver.text().is_empty(), "{step}: the guest ran though its source died");
+        }
+    }
+}
+
+#[test]
+fn a_lower_cpu_model_at_the_destination_is_refused_by_the_feature_it_lacks() {
+    let test = "a_lower_cpu_model_at_the_destination_is_refused_by_the_feature_it_lacks";
+    let Some(stage) = Stage::set(test, &["interp", "kvm"]) else { return };
+    let offers = Command::new(&stage.godwit).args(["backends", "--json"]).output().unwrap();
+    let offers: serde_json::Value = serde_json::from_slice(&offers.stdout).unwrap();
+    let kvm = offers.as_array().unwrap().iter().find(|b| b["descriptor"]["name"] == "kvm").unwrap();
+    if kvm["probe"]["models"].to_string().contains("x86-64-v3") {
+        // Where KVM has all the features there is no lower destination; the unit tests of preflight cover the text.
+        return println!("SKIPPED {test}: KVM here may offer x86-64-v3");
+    }
+    let mut source = stage.source_as("x86-64-v3", "interp", 64, "rate=20", "s.api", "");
+    let mut receiver = stage.receiver("kvm", "low", "low.api", &[], "");
+    let moved = stage.migrate("s.api", "low", &["--allow-tsc-mismatch"]);
+    assert_eq!((moved.status.code(), receiver.wait_exit()), (Some(3), Some(3)), "{}", said(&moved));
+    for text in [said(&moved), receiver.err()] {
+        assert!(text.contains("CPU model x86-64-v3") && text.contains("avx2"), "{text}");
+    }
+    assert!(receiver.text().is_empty());
+    goes_on(&mut source);
+}
+
+#[test]
+fn an_unconfirmed_guest_stands_still_until_an_operator_resumes_it() {
+    let test = "an_unconfirmed_guest_stands_still_until_an_operator_resumes_it";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    let mut source = stage.source("interp", 64, "rate=20", "s.api", "");
+    assert!(put_migration(&stage.scratch.path("s.api"), r#"{"action":"resume"}"#).contains(" 400 "));
+    let mut receiver = stage.receiver("interp", "lost", "lost.api", &[], "destination:commit:kill");
+    let moved = stage.migrate("s.api", "lost", &[]);
+    assert_eq!(moved.status.code(), Some(4), "{}", said(&moved));
+    assert_ne!(receiver.wait_exit(), Some(0));
+    assert!(receiver.text().is_empty());
+    // Whatever was on its way to the pipe when the guest stopped has come by now; more must not.
+    std::thread::sleep(Duration::from_millis(300));
+    let still = source.text();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(source.text(), still, "it runs although it was given away");
+    let answer = put_migration(&stage.scratch.path("s.api"), r#"{"action":"resume"}"#);
+    assert!(answer.contains(" 204 "), "{answer}");
+    goes_on(&mut source);
 }
 
 fn impostor(path: &Path, answer: &'static [u8]) -> std::thread::JoinHandle<()> {

@@ -3,6 +3,7 @@
 use super::{exit, log, run, signals, terminal};
 use crate::config::MachineSpec;
 use crate::control::moving::{Arrived, Arriving, Limits};
+use crate::control::overrides::{Overrides, Replacement};
 use crate::control::{Control, End};
 use crate::migrate::{Address, Arrival, Listener, Progress, Tls, require_protection, wait_for_guest};
 use crate::plugin::trust::Pin;
@@ -45,6 +46,18 @@ pub struct Receive {
     /// Accept another TSC frequency than the guest's.
     #[arg(long)]
     allow_tsc_mismatch: bool,
+    /// Give the guest's disk ID this file or block device of this host; may be given several times.
+    #[arg(long, value_name = "ID=PATH")]
+    drive: Vec<Replacement>,
+    /// Give the guest's network interface ID this TAP interface; may be given several times.
+    #[arg(long, value_name = "ID=TAP")]
+    tap: Vec<Replacement>,
+    /// Give the guest's network interface ID this passt socket; may be given several times.
+    #[arg(long, value_name = "ID=PATH")]
+    passt: Vec<Replacement>,
+    /// Put the Unix socket of the guest's vsock device here.
+    #[arg(long, value_name = "PATH")]
+    vsock_uds: Option<String>,
     /// Receive over TCP from other machines without TLS.
     #[arg(long)]
     insecure: bool,
@@ -100,6 +113,12 @@ impl Receive {
             memory_bytes: self.max_memory_mib.saturating_mul(1 << 20),
             vcpus: self.max_vcpus,
             allow_tsc_mismatch: self.allow_tsc_mismatch,
+            overrides: Overrides {
+                drives: self.drive.clone(),
+                taps: self.tap.clone(),
+                passt: self.passt.clone(),
+                vsock_uds: self.vsock_uds.clone(),
+            },
         };
         let arriving =
             Arriving::new(plugin, limits, control.console(), handle.event_sink()).map_err(|e| error(&e))?;

@@ -15,6 +15,7 @@ mod handle;
 mod metrics;
 mod migration;
 pub mod moving;
+pub mod overrides;
 mod snapshot;
 
 pub use action::{Action, ConfigPart, Denied, DeviceUpdate, InstanceInfo, Outcome, Stage};

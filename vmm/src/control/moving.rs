@@ -1,5 +1,6 @@
 //! The real machine leaving and arriving: `migrate`'s traits over `machine`.
 
+use super::overrides::Overrides;
 use crate::machine::{Console, EventSink, Kind, Machine, RunState, Spec, board_kinds, device_kinds};
 use crate::memory::ram::{Backing, MAX_RAM, layout};
 use crate::memory::{GuestRam, PageSet, Region};
@@ -270,6 +271,8 @@ pub struct Limits {
     pub vcpus: u32,
     /// Another TSC frequency is accepted.
     pub allow_tsc_mismatch: bool,
+    /// What devices get here in the place of the sender's paths and names.
+    pub overrides: Overrides,
 }
 
 /// Where a guest will arrive.
@@ -340,7 +343,8 @@ impl Builder for Arriving {
         if !offer.regions.iter().map(|r| (r.gpa, r.len)).eq(ours) {
             return Err("its memory lies elsewhere than on this board".into());
         }
-        let devices = described(&offer.description)?;
+        let mut devices = described(&offer.description)?;
+        self.limits.overrides.apply(&mut devices)?;
         let spec = Spec {
             vcpus: offer.vcpus,
             memory_bytes,

@@ -33,7 +33,14 @@ pub fn board_kinds() -> Vec<Kind> {
 
 /// Sections of all virtio devices that can be built.
 pub fn device_kinds() -> Vec<Kind> {
-    vec![kind::<virtio::transport::MmioV1>(), kind::<virtio::block::BlockV1>(), kind::<virtio::rng::RngV1>()]
+    vec![
+        kind::<virtio::transport::MmioV1>(),
+        kind::<virtio::block::BlockV1>(),
+        kind::<virtio::rng::RngV1>(),
+        kind::<virtio::net::NetV1>(),
+        kind::<virtio::vsock::VsockV1>(),
+        kind::<virtio::balloon::BalloonV1>(),
+    ]
 }
 
 impl Machine {
