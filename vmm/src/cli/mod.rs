@@ -1,5 +1,6 @@
 //! The program's command line: `godwit` with Firecracker's flags, and subcommands for people.
 
+pub mod ask;
 pub mod backends;
 pub mod client;
 pub mod exit;
@@ -31,6 +32,14 @@ enum Command {
     Run(run::Run),
     /// List the CPU backends that are found, and what they can do here.
     Backends(backends::Backends),
+    /// Hold the guest of a running godwit.
+    Pause(ask::Pause),
+    /// Let it go on.
+    Resume(ask::Resume),
+    /// Write a guest to a directory.
+    Snapshot(ask::Snapshot),
+    /// Go on from such a directory in a fresh godwit.
+    Restore(ask::Restore),
     /// Move a running guest to another host.
     Migrate(migrate::Migrate),
     /// Wait for a guest and run it.
@@ -52,6 +61,10 @@ pub fn main() -> u8 {
         None => program.run.run(),
         Some(Command::Run(run)) => run.run(),
         Some(Command::Backends(backends)) => backends.run(),
+        Some(Command::Pause(pause)) => pause.run(),
+        Some(Command::Resume(resume)) => resume.run(),
+        Some(Command::Snapshot(snapshot)) => snapshot.run(),
+        Some(Command::Restore(restore)) => restore.run(),
         Some(Command::Migrate(migrate)) => migrate.run(),
         Some(Command::Receive(receive)) => receive.run(),
         Some(Command::Inspect(inspect)) => inspect.run(),

@@ -68,6 +68,18 @@ struct Common {
     /// Show where in the code each log line comes from.
     #[arg(long)]
     show_log_origin: bool,
+    /// Monotonic time at which the jailer began, in microseconds; for the log.
+    #[arg(long, value_name = "US")]
+    start_time_us: Option<u64>,
+    /// CPU time of this process at that point, in microseconds; for the log.
+    #[arg(long, value_name = "US")]
+    start_time_cpu_us: Option<u64>,
+    /// CPU time of the process that started this one, in microseconds; for the log.
+    #[arg(long, value_name = "US")]
+    parent_cpu_time_us: Option<u64>,
+    /// Write metrics to this file or named pipe.
+    #[arg(long, value_name = "PATH")]
+    metrics_path: Option<PathBuf>,
     /// Longest request body that the API takes, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 51200)]
     http_api_max_payload_size: usize,
@@ -117,6 +129,15 @@ impl Common {
             show_origin: self.show_log_origin,
         };
         log::start(style).map_err(fatal(exit::ARGUMENTS))?;
+        if let Some(began) = self.start_time_us {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+            let now_us = now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000;
+            let wall_us = now_us.saturating_sub(began);
+            let (cpu_us, parent_us) = (self.start_time_cpu_us, self.parent_cpu_time_us);
+            tracing::info!(
+                "process start: {wall_us} us ago, CPU time then {cpu_us:?}, parent's {parent_us:?}"
+            );
+        }
         let pins: Vec<Pin> = self
             .plugin_sha256
             .iter()
@@ -139,6 +160,10 @@ impl Common {
             consoles(),
         );
         control.on_logger(Box::new(log::change));
+        if let Some(path) = &self.metrics_path {
+            let config = config::MetricsConfig { metrics_path: path.clone() };
+            control.set_metrics(&config).map_err(fatal(exit::ARGUMENTS))?;
+        }
         let handle = control.handle();
         let quit = handle.clone();
         signals::watch(move || quit.quit()).map_err(fatal(exit::ERROR))?;
