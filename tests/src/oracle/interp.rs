@@ -177,7 +177,9 @@ impl Machine {
 
     fn tables(&self) {
         let put = |at: u64, value: u64| self.poke(at as usize, &value.to_le_bytes());
-        (put(0x1000, 0x2007), put(0x2000, 0x3007), put(0x3000, 0x4003));
+        put(0x1000, 0x2007);
+        put(0x2000, 0x3007);
+        put(0x3000, 0x4003);
         put(0x3000 + (CODE >> 21) * 8, 0x5007);
         (0..32).for_each(|n| put(0x4000 + n * 8, n << 12 | 3));
         put(0x5000, CODE | 5);
@@ -185,7 +187,8 @@ impl Machine {
             let at = DATA + page * 0x1000;
             put(0x5000 + (at >> 12 & 511) * 8, at | 7);
         }
-        (put(0x6008, 0x00af_9b00_0000_ffff), put(0x6010, 0x00cf_9300_0000_ffff));
+        put(0x6008, 0x00af_9b00_0000_ffff);
+        put(0x6010, 0x00cf_9300_0000_ffff);
         put(0x7004, 0x9000);
         for n in 0..32u64 {
             let handler = 0xb000 + n * 8;
