@@ -49,6 +49,8 @@ struct Cost {
     downtime_ms: f64,
     total_ms: f64,
     bytes: f64,
+    /// What the guest found wrong afterwards.
+    wrong: Option<String>,
 }
 
 type Outcome = Result<Option<Cost>, String>;
@@ -103,12 +105,13 @@ fn godwit(program: &Path, backend: &str, scene: &Scene) -> Outcome {
         Some(3) if report["elapsed_ms"].as_f64() >= Some(LIMIT.as_secs_f64() * 900.0) => return Ok(None),
         _ => return Err(format!("{said}{}", String::from_utf8_lossy(&moved.stderr))),
     }
-    wait_ticks(&destination, 2)?;
+    let wrong = wait_ticks(&destination, 2).err();
     let number = |name: &str| report["report"][name].as_f64().unwrap_or(f64::NAN);
     Ok(Some(Cost {
         downtime_ms: number("downtime_ms"),
         total_ms: number("total_ms"),
         bytes: number("bytes"),
+        wrong,
     }))
 }
 
@@ -192,8 +195,9 @@ fn qemu(program: &Path, scene: &Scene, tuned: bool) -> Outcome {
     while to.ask("query-status", json!({}))?["status"] != "running" {
         std::thread::sleep(Duration::from_millis(1));
     }
-    wait_ticks(&destination, 2)?;
+    let wrong = wait_ticks(&destination, 2).err();
     Ok(Some(Cost {
+        wrong,
         downtime_ms: info["downtime"].as_f64().unwrap_or(f64::NAN),
         total_ms: info["total-time"].as_f64().unwrap_or(f64::NAN),
         bytes: info["ram"]["transferred"].as_f64().unwrap_or(f64::NAN),
@@ -212,13 +216,17 @@ fn row(scene: &Scene, who: &str, outcome: &Outcome, peer: Option<&Cost>) {
                 _ => String::new(),
             };
             format!(
-                "{:.1}{} | {:.0}{} | {:.1}{}",
+                "{:.1}{} | {:.0}{} | {:.1}{}{}",
                 cost.downtime_ms,
                 ratio(cost.downtime_ms, |c| c.downtime_ms),
                 cost.total_ms,
                 ratio(cost.total_ms, |c| c.total_ms),
                 cost.bytes / f64::from(1 << 20),
                 ratio(cost.bytes, |c| c.bytes),
+                cost.wrong
+                    .as_ref()
+                    .map(|w| format!("; then {}", w.replace(['\n', '|'], " ")))
+                    .unwrap_or_default(),
             )
         }
         Ok(None) => format!("does not converge in {} s | |", LIMIT.as_secs()),
