@@ -6,6 +6,7 @@ use super::{by_form, by_wide, by_width, ops};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::flags::{CF, OF, SF, ZF};
+use crate::num::crypto;
 use crate::op::{Exec, Flow, Handler, OpPtr, run};
 use crate::regs::Int;
 use godwit_state::model::Feature;
@@ -201,26 +202,14 @@ ops! {
     }
 
     fn pdep<T: Int, S: Src64>(cpu, op) {
-        let mut mask = S::get::<T>(cpu, op)?.z();
-        let (mut from, mut r) = (T::get(cpu, op.c).z(), 0);
-        while mask != 0 {
-            let low = mask & mask.wrapping_neg();
-            if from & 1 != 0 { r |= low }
-            from >>= 1;
-            mask ^= low;
-        }
+        let mask = S::get::<T>(cpu, op)?.z();
+        let r = crypto::pdep(T::get(cpu, op.c).z(), mask);
         T::set(cpu, op.a, T::new(r))
     }
 
     fn pext<T: Int, S: Src64>(cpu, op) {
-        let mut mask = S::get::<T>(cpu, op)?.z();
-        let (from, mut r, mut n) = (T::get(cpu, op.c).z(), 0, 0);
-        while mask != 0 {
-            let low = mask & mask.wrapping_neg();
-            if from & low != 0 { r |= 1 << n }
-            n += 1;
-            mask ^= low;
-        }
+        let mask = S::get::<T>(cpu, op)?.z();
+        let r = crypto::pext(T::get(cpu, op.c).z(), mask);
         T::set(cpu, op.a, T::new(r))
     }
 
@@ -229,21 +218,9 @@ ops! {
 
     fn crc32<T: Int, S: Src64>(cpu, op) {
         let v = S::get::<T>(cpu, op)?.z();
-        let mut crc = u32::get(cpu, op.a);
-        for i in 0..T::BYTES {
-            crc = crc_byte(crc, (v >> (8 * i)) as u8);
-        }
+        let crc = crypto::crc32(u32::get(cpu, op.a), v, T::BYTES);
         u32::set(cpu, op.a, crc)
     }
-}
-
-fn crc_byte(crc: u32, byte: u8) -> u32 {
-    let mut crc = crc ^ u32::from(byte);
-    for _ in 0..8 {
-        // CRC-32C, bit-reflected.
-        crc = crc >> 1 ^ if crc & 1 != 0 { 0x82f6_3b78 } else { 0 };
-    }
-    crc
 }
 
 fn add_with<T: Int, S: Src64>(cpu: &mut Cpu, op: OpPtr, which: u64) -> Exec {

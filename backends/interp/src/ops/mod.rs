@@ -14,6 +14,7 @@ pub(crate) mod shift;
 pub(crate) mod sse;
 pub(crate) mod sse_mov;
 pub(crate) mod sse_scalar;
+pub(crate) mod sse_select;
 pub(crate) mod stack;
 pub(crate) mod string;
 pub(crate) mod system;

@@ -47,7 +47,7 @@ pub(super) fn address(cpu: &mut Cpu, op: OpPtr, bytes: u64, write: bool) -> Exec
     }
 }
 
-const ALIGNED: u64 = 1 << 16;
+pub(super) const ALIGNED: u64 = 1 << 16;
 
 /// The memory operand, or register `b`.
 #[inline(always)]
@@ -367,6 +367,7 @@ table! {
     Pmovzxdq, Vpmovzxdq: |mx, a, b, i| su::pmovzxdq(b) => pe::extend(b.lo, 8, su::pmovzxdq);
     Pblendw, Vpblendw: |mx, a, b, i| su::pblendw(a, b, i);
     Blendps, Vblendps: |mx, a, b, i| su::blendps(a, b, i) => pe::vblendps(a, b, i);
+    Vpblendd: |mx, a, b, i| su::blendps(a, b, i) => pe::vblendps(a, b, i);
     Blendpd, Vblendpd: |mx, a, b, i| su::blendpd(a, b, i) => pe::vblendpd(a, b, i);
     Palignr, Vpalignr: |mx, a, b, i| sh::palignr(a, b, i);
     Vpsllvd: |mx, a, b, i| sh::vpsllvd(a, b);
@@ -451,9 +452,9 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         return None;
     }
     operands(l);
-    // Forms with an immediate control are other operations under the same name.
-    if matches!(l.i.mnemonic(), M::Vpermilps | M::Vpermilpd) && l.is_imm(2) {
-        return None;
-    }
-    super::sse_mov::lower(l).or_else(|| super::sse_scalar::lower(l)).or_else(|| lower_table(l))
+    // Forms with an immediate control are other operations under the same name: first the special ones.
+    super::sse_select::lower(l)
+        .or_else(|| super::sse_mov::lower(l))
+        .or_else(|| super::sse_scalar::lower(l))
+        .or_else(|| lower_table(l))
 }

@@ -608,6 +608,8 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Reservednop => nop,
         M::Lfence | M::Sfence => nop,
         M::Mfence => mfence,
