@@ -6,6 +6,19 @@ use crate::op::Exec;
 use godwit_state::model::{self, Feature as F};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Registers that Linux asks for on every AMD processor. As on KVM they read as 0, and what it writes has no effect.
+mod amd {
+    /// PERF_CTL0; up to PERF_CTR3 the counters of the first AMD64 processors.
+    pub(super) const EVENTS: u32 = 0xc001_0000;
+    pub(super) const LAST_COUNTER: u32 = 0xc001_0007;
+    pub(super) const SYSCFG: u32 = 0xc001_0010;
+    pub(super) const HWCR: u32 = 0xc001_0015;
+    /// TLB cache disable, flush filter disable, IGNNE emulation.
+    pub(super) const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+    pub(super) const INT_PENDING: u32 = 0xc001_0055;
+    pub(super) const DE_CFG: u32 = 0xc001_1029;
+}
+
 /// Where an IA32_MTRR_FIX register is in `MsrsV1::mtrr_fixed`.
 fn fixed_mtrr(msr: u32) -> Option<usize> {
     match msr {
@@ -66,6 +79,7 @@ impl Cpu {
             0xc000_0101 => self.seg[GS].base,
             0xc000_0102 => m.kernel_gs_base,
             0xc000_0103 if self.has_tsc_aux() => m.tsc_aux,
+            amd::EVENTS..=amd::LAST_COUNTER | amd::SYSCFG | amd::HWCR | amd::INT_PENDING | amd::DE_CFG => 0,
             0x11 | 0x4b56_4d00 => m.kvm_wall_clock,
             0x12 | 0x4b56_4d01 => m.kvm_system_time,
             _ => match fixed_mtrr(msr) {
@@ -161,6 +175,8 @@ impl Cpu {
                 must(self, v >> 32 == 0)?;
                 self.msrs.tsc_aux = v;
             }
+            amd::EVENTS..=amd::LAST_COUNTER | amd::DE_CFG => {}
+            amd::HWCR => must(self, v & !amd::HWCR_IGNORED == 0)?,
             0x11 | 0x4b56_4d00 => {
                 self.msrs.kvm_wall_clock = v;
                 self.write_wall_clock();

@@ -39,13 +39,13 @@ fn element(cpu: &mut Cpu, op: OpPtr, by: u64, bytes: u64, write: bool) -> Exec<u
 fn lane<T: Int>(v: &V256, n: usize) -> u64 {
     let q = v.u64s();
     let per = 8 / T::BYTES;
-    q[n / per & 3] >> (n % per * T::BYTES * 8) & T::MASK
+    q[(n / per) & 3] >> (n % per * T::BYTES * 8) & T::MASK
 }
 
 fn set_lane<T: Int>(v: &mut V256, n: usize, x: u64) {
     let mut q = v.u64s();
     let per = 8 / T::BYTES;
-    let (at, shift) = (n / per & 3, n % per * T::BYTES * 8);
+    let (at, shift) = ((n / per) & 3, n % per * T::BYTES * 8);
     q[at] = q[at] & !(T::MASK << shift) | (x & T::MASK) << shift;
     *v = V256::from_u64s(q);
 }
