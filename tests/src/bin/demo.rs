@@ -2,6 +2,9 @@
 //!
 //! Starts the counter guest on the best backend, moves it to the other one and home again while its output streams by,
 //! checks every line from outside, and prints the reports. Where KVM cannot be used both ends are interpreters, and it says so.
+//!
+//! With `--stop NAME=COMMAND` (as often as wanted; run by `scripts/tour`) the guest goes to the interpreter of each such
+//! godwit instead, over TCP: builds for other CPU architectures, under emulation.
 
 use godwit_guests::counter::Checker;
 use serde_json::Value;
@@ -11,8 +14,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Longer than any step takes on a busy machine: only a hang reaches it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than any step takes on a busy machine, under emulation: only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Lines of the guest between two moves.
 const LINES_A_STOP: u64 = 12;
 
@@ -37,7 +40,7 @@ impl Screen {
             }
             let line = String::from_utf8_lossy(&self.partial).trim_end().to_owned();
             self.partial.clear();
-            say(&format!("[{label:>6}] {line}"));
+            say(&format!("[{label:>9}] {line}"));
             match self.checker.check_line(&line) {
                 Ok(Some(_)) => {
                     let now = Instant::now();
@@ -67,35 +70,57 @@ fn title(text: &str) {
     }
 }
 
+/// Where the guest can live: how godwit is started there, and on which backend.
+#[derive(Clone)]
+struct Stop {
+    name: String,
+    command: Vec<String>,
+    backend: String,
+}
+
+impl Stop {
+    fn here(program: &Path, backend: &str) -> Self {
+        Stop {
+            name: backend.to_owned(),
+            command: vec![program.display().to_string()],
+            backend: backend.to_owned(),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let (name, command) = text.split_once('=').ok_or(format!("--stop {text}: not NAME=COMMAND"))?;
+        let command: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+        if command.is_empty() {
+            return Err(format!("--stop {text}: no command"));
+        }
+        Ok(Stop { name: name.to_owned(), command, backend: "interp".into() })
+    }
+}
+
 /// A godwit with a guest in it. Dropping it ends it.
 struct Host {
     child: Child,
-    backend: String,
+    name: String,
     api: PathBuf,
     errors: Arc<Mutex<String>>,
 }
 
 impl Host {
-    fn start(
-        program: &Path,
-        backend: &str,
-        api: PathBuf,
-        args: &[&str],
-        screen: &Arc<Mutex<Screen>>,
-    ) -> Result<Self> {
-        let mut child = Command::new(program)
+    fn start(stop: &Stop, api: PathBuf, args: &[&str], screen: &Arc<Mutex<Screen>>) -> Result<Self> {
+        let mut child = Command::new(&stop.command[0])
+            .args(&stop.command[1..])
             .args(args)
-            .args(["--backend", backend, "--api-sock"])
+            .args(["--backend", &stop.backend, "--api-sock"])
             .arg(&api)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|e| format!("{}: {e}", program.display()))?;
+            .map_err(|e| format!("{}: {e}", stop.command[0]))?;
         let (Some(mut stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err("no pipes".into());
         };
-        let (screen, label) = (Arc::clone(screen), backend.to_owned());
+        let (screen, label) = (Arc::clone(screen), stop.name.clone());
         std::thread::spawn(move || {
             let mut chunk = [0; 4096];
             while let Ok(n @ 1..) = stdout.read(&mut chunk) {
@@ -110,22 +135,23 @@ impl Host {
                 lock(&kept).push_str(&String::from_utf8_lossy(&chunk[..n]));
             }
         });
-        Ok(Host { child, backend: backend.to_owned(), api, errors })
+        Ok(Host { child, name: stop.name.clone(), api, errors })
     }
 
-    fn wait(&mut self, what: &str, done: impl Fn() -> bool) -> Result<()> {
+    fn wait(&mut self, what: &str, done: impl Fn(&str) -> bool) -> Result<()> {
         let end = Instant::now() + PATIENCE;
+        let done = || done(&lock(&self.errors));
         while !done() {
             let ended = self.child.try_wait().map_err(|e| e.to_string())?;
             if let Some(status) = ended.filter(|_| !done()) {
                 return Err(format!(
                     "godwit on {} ended ({status}) {what}:\n{}",
-                    self.backend,
+                    self.name,
                     lock(&self.errors)
                 ));
             }
             if Instant::now() > end {
-                return Err(format!("nothing happened on {} {what}:\n{}", self.backend, lock(&self.errors)));
+                return Err(format!("nothing happened on {} {what}:\n{}", self.name, lock(&self.errors)));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -167,20 +193,31 @@ fn backends(program: &Path) -> Result<Vec<String>> {
     Ok(["kvm", "interp"].into_iter().filter(|n| usable(n)).map(str::to_owned).collect())
 }
 
-/// One hop: a receiver on `backend`, and the guest sent there.
+/// What a receiver says before the address it listens on.
+const WAITING: &str = "waiting for a guest on ";
+
+/// One hop: a receiver at `stop`, and the guest sent there.
 fn hop(
     program: &Path,
     from: Host,
-    backend: &str,
+    stop: &Stop,
+    tcp: bool,
     dir: &Path,
     n: usize,
     screen: &Arc<Mutex<Screen>>,
 ) -> Result<(Host, Value)> {
-    let socket = dir.join(format!("hop{n}.sock"));
-    let target = format!("unix:{}", socket.display());
+    let wanted = match tcp {
+        true => "tcp:127.0.0.1:0".into(),
+        false => format!("unix:{}", dir.join(format!("hop{n}.sock")).display()),
+    };
     let api = dir.join(format!("api{n}.sock"));
-    let mut to = Host::start(program, backend, api, &["receive", &target], screen)?;
-    to.wait("while it was to listen", || socket.exists())?;
+    let mut to = Host::start(stop, api, &["receive", &wanted], screen)?;
+    let address = |said: &str| {
+        let line = said.split_once(WAITING)?.1;
+        line.split_once('\n').map(|(address, _)| address.trim().to_owned())
+    };
+    to.wait("while it was to listen", |said| address(said).is_some())?;
+    let target = address(&lock(&to.errors)).ok_or("no address")?;
     let out = Command::new(program)
         .args(["migrate", "--json", "--api-sock"])
         .arg(&from.api)
@@ -199,7 +236,7 @@ fn hop(
     Ok((to, report))
 }
 
-fn demo(dir: &Path) -> Result<()> {
+fn demo(dir: &Path, stops: &[Stop]) -> Result<()> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?.with_file_name("godwit");
     let usable = backends(&program)?;
     let (first, second) = match usable.as_slice() {
@@ -231,19 +268,25 @@ fn demo(dir: &Path) -> Result<()> {
     let lines = |n: u64| {
         let screen = Arc::clone(&screen);
         let until = lock(&screen).lines + n;
-        move || lock(&screen).lines >= until || lock(&screen).wrong.is_some()
+        move |_: &str| lock(&screen).lines >= until || lock(&screen).wrong.is_some()
     };
     let path = config.display().to_string();
-    title(&format!("The guest starts on {first}"));
-    let mut host = Host::start(&program, &first, dir.join("api0.sock"), &["--config-file", &path], &screen)?;
+    let first = Stop::here(&program, &first);
+    title(&format!("The guest starts on {}", first.name));
+    let mut route = stops.to_vec();
+    if stops.is_empty() {
+        route.push(Stop::here(&program, &second));
+    }
+    route.push(first.clone());
+    let mut host = Host::start(&first, dir.join("api0.sock"), &["--config-file", &path], &screen)?;
     host.wait("while the guest was to count", lines(LINES_A_STOP))?;
     let mut reports = Vec::new();
-    for (n, backend) in [(1, &second), (2, &first)] {
-        title(&format!("It moves to {backend}"));
-        let from = host.backend.clone();
-        let (next, report) = hop(&program, host, backend, dir, n, &screen)?;
+    for (n, stop) in route.iter().enumerate() {
+        title(&format!("It moves to {}", stop.name));
+        let from = host.name.clone();
+        let (next, report) = hop(&program, host, stop, !stops.is_empty(), dir, n + 1, &screen)?;
         host = next;
-        reports.push((format!("{from} -> {backend}"), report));
+        reports.push((format!("{from} -> {}", stop.name), report));
         host.wait("while the guest was to count on", lines(LINES_A_STOP))?;
     }
     drop(host);
@@ -251,14 +294,14 @@ fn demo(dir: &Path) -> Result<()> {
     let screen = lock(&screen);
     title("Reports");
     say(&format!(
-        "{:18} {:>9} {:>11} {:>7} {:>8} {:>10} {:>7}",
+        "{:24} {:>10} {:>11} {:>7} {:>8} {:>10} {:>7}",
         "hop", "total", "VMM pause", "rounds", "pages", "bytes", "state"
     ));
     for (name, r) in &reports {
         let r = &r["report"];
         let number = |key: &str| r[key].as_f64().unwrap_or(f64::NAN);
         say(&format!(
-            "{name:18} {:>6.1} ms {:>8.2} ms {:>7} {:>8} {:>10} {:>5} B",
+            "{name:24} {:>7.1} ms {:>8.2} ms {:>7} {:>8} {:>10} {:>5} B",
             number("total_ms"),
             number("downtime_ms"),
             number("rounds"),
@@ -280,15 +323,26 @@ fn demo(dir: &Path) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().len() > 1 {
-        eprintln!(
-            "usage: godwit-demo\nMoves a guest live between CPU backends; scripts/demo builds everything and runs it."
-        );
-        return ExitCode::from(2);
+    let mut stops = Vec::new();
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let stop = match (arg.as_str(), args.next()) {
+            ("--stop", Some(text)) => Stop::parse(&text),
+            _ => Err("usage: godwit-demo [--stop NAME=COMMAND]...\n\
+                Moves a guest live between CPU backends; scripts/demo and scripts/tour build everything and run it."
+                .into()),
+        };
+        match stop {
+            Ok(stop) => stops.push(stop),
+            Err(e) => {
+                eprintln!("{e}");
+                return ExitCode::from(2);
+            }
+        }
     }
     let dir = std::env::temp_dir().join(format!("godwit-demo-{}", std::process::id()));
     let result = std::fs::create_dir(&dir).map_err(|e| format!("{}: {e}", dir.display())).and_then(|()| {
-        let result = demo(&dir);
+        let result = demo(&dir, &stops);
         let _ = std::fs::remove_dir_all(&dir);
         result
     });
