@@ -11,7 +11,6 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope, ZERO,
 };
-use acpi_tables::sdt::Sdt;
 
 const OEM: [u8; 6] = *b"GODWIT";
 const OEM_TABLE: [u8; 8] = *b"GODWITVM";
@@ -34,8 +33,38 @@ pub struct Window {
     pub gsi: u32,
 }
 
-fn table(signature: &[u8; 4], length: u32, revision: u8) -> Sdt {
-    Sdt::new(*signature, length, revision, OEM, OEM_TABLE, 1)
+/// A table: header, body. (acpi_tables has such a type, but it writes in the host's byte order.)
+struct Table(Vec<u8>);
+
+impl Table {
+    fn new(signature: &[u8; 4], length: u32, revision: u8) -> Self {
+        let mut t = vec![0; length.max(HEADER) as usize];
+        t[..4].copy_from_slice(signature);
+        t[8] = revision;
+        t[10..16].copy_from_slice(&OEM);
+        t[16..24].copy_from_slice(&OEM_TABLE);
+        t[24..28].copy_from_slice(&1u32.to_le_bytes());
+        t[28..32].copy_from_slice(b"GDWT");
+        t[32..36].copy_from_slice(&1u32.to_le_bytes());
+        Table(t)
+    }
+
+    fn append_slice(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn write_bytes(&mut self, at: usize, bytes: &[u8]) {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The whole table, with its length and checksum.
+    fn finish(mut self) -> Vec<u8> {
+        let length = self.0.len() as u32;
+        self.write_bytes(4, &length.to_le_bytes());
+        self.0[9] = 0;
+        self.0[9] = self.0.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte));
+        self.0
+    }
 }
 
 /// A generic address: one byte wide, in port space.
@@ -70,13 +99,13 @@ fn dsdt(windows: &[Window]) -> Vec<u8> {
         Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(&mut aml);
     }
     Name::new("_S5_".into(), &Package::new(vec![&pm::S5, &pm::S5, &ZERO, &ZERO])).to_aml_bytes(&mut aml);
-    let mut out = table(b"DSDT", HEADER, 2);
+    let mut out = Table::new(b"DSDT", HEADER, 2);
     out.append_slice(&aml);
-    out.as_slice().to_vec()
+    out.finish()
 }
 
 fn fadt(dsdt: u64) -> Vec<u8> {
-    let mut t = table(b"FACP", FADT_LEN, 6);
+    let mut t = Table::new(b"FACP", FADT_LEN, 6);
     t.write_bytes(109, &BOOT_ARCH.to_le_bytes());
     t.write_bytes(112, &FADT_FLAGS.to_le_bytes());
     t.write_bytes(116, &port(0x64));
@@ -86,11 +115,11 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     t.write_bytes(140, &dsdt.to_le_bytes());
     t.write_bytes(244, &port(pm::PORT));
     t.write_bytes(256, &port(pm::PORT + 1));
-    t.as_slice().to_vec()
+    t.finish()
 }
 
 fn madt(vcpus: u32) -> Vec<u8> {
-    let mut t = table(b"APIC", HEADER, 5);
+    let mut t = Table::new(b"APIC", HEADER, 5);
     t.append_slice(&0xfee0_0000u32.to_le_bytes());
     // There are 8259s too.
     t.append_slice(&1u32.to_le_bytes());
@@ -102,7 +131,7 @@ fn madt(vcpus: u32) -> Vec<u8> {
     t.append_slice(&0u32.to_le_bytes());
     // ISA line 0 is on pin 2, as the bus has it.
     t.append_slice(&[2, 10, 0, 0, 2, 0, 0, 0, 0, 0]);
-    t.as_slice().to_vec()
+    t.finish()
 }
 
 fn rsdp(xsdt: u64) -> Vec<u8> {
@@ -130,10 +159,10 @@ pub fn tables(vcpus: u32, windows: &[Window]) -> Vec<u8> {
     let dsdt = add(dsdt(windows));
     let fadt = add(fadt(dsdt));
     let madt = add(madt(vcpus));
-    let mut xsdt = table(b"XSDT", HEADER, 1);
+    let mut xsdt = Table::new(b"XSDT", HEADER, 1);
     xsdt.append_slice(&fadt.to_le_bytes());
     xsdt.append_slice(&madt.to_le_bytes());
-    let xsdt = add(xsdt.as_slice().to_vec());
+    let xsdt = add(xsdt.finish());
     let root = rsdp(xsdt);
     out[..root.len()].copy_from_slice(&root);
     out
