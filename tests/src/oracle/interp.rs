@@ -182,7 +182,7 @@ impl Machine {
         put(0x3000, 0x4003);
         put(0x3000 + (CODE >> 21) * 8, 0x5007);
         (0..32).for_each(|n| put(0x4000 + n * 8, n << 12 | 3));
-        put(0x5000, CODE | 5);
+        put(0x5000 + (CODE >> 12 & 511) * 8, CODE | 5);
         for page in 0..DATA_LEN as u64 / 0x1000 {
             let at = DATA + page * 0x1000;
             put(0x5000 + (at >> 12 & 511) * 8, at | 7);
@@ -258,6 +258,26 @@ impl Machine {
         self.peek(SYSTEM + (DATA - CODE) as usize, &mut out.memory);
         let done = vector == 6 && out.rip == CODE + code.len() as u64;
         Outcome { fault: (!done).then_some(vector), state: out }
+    }
+
+    /// Runs any bytes: those that never come to an end are kicked out after a while. Says nothing of the result; a panic
+    /// in the interpreter becomes one here, and a run that a kick does not end hangs.
+    pub fn run_anything(&self, code: &[u8], start: &State) {
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let (table, vcpu) = (self.table, self.vcpu as usize);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                if wait.recv_timeout(std::time::Duration::from_millis(5)).is_err()
+                    && let Some(kick) = table.vcpu_kick
+                {
+                    // SAFETY: the scope ends before the vCPU does.
+                    unsafe { kick(vcpu as abi::VcpuHandle) };
+                }
+            });
+            self.run(code, start);
+            // Fails if the kick came first.
+            let _ = done.send(());
+        });
     }
 
     fn load(&self, sections: &[RawSection]) {

@@ -13,10 +13,10 @@ pub mod native;
 use generate::{Family, Random};
 use std::fmt::Write as _;
 
-/// Where sequences stand.
-pub const CODE: u64 = 0x1000_0000;
+/// Where sequences stand: at no power of two, which registers often hold.
+pub const CODE: u64 = 0x1234_0000;
 /// The buffer they may touch, the stack in its upper half.
-pub const DATA: u64 = 0x1001_0000;
+pub const DATA: u64 = 0x1235_0000;
 /// Its bytes.
 pub const DATA_LEN: usize = 0x2000;
 

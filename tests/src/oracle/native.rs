@@ -7,32 +7,32 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 /// The page both ways: GPRs at 0, RFLAGS at 0x80, RIP at 0x88, trap at 0x90, the host's RSP at 0x100, addresses
 /// of the code and of the way out at 0x108 and 0x110, the XSAVE image at 0x400.
-const PAGE: u64 = 0x2000_0000;
+const PAGE: u64 = 0x2345_6000;
 const NONE: u64 = u64::MAX;
 
 global_asm!(
     ".globl godwit_oracle_enter",
     "godwit_oracle_enter:",
     "push rbx; push rbp; push r12; push r13; push r14; push r15",
-    "mov ds:[0x20000100], rsp",
-    "mov eax, 7; xor edx, edx; xrstor64 ds:[0x20000400]",
-    "push qword ptr ds:[0x20000080]; popfq",
-    "mov rax, ds:[0x20000000]; mov rcx, ds:[0x20000008]; mov rdx, ds:[0x20000010]; mov rbx, ds:[0x20000018]",
-    "mov rsp, ds:[0x20000020]; mov rbp, ds:[0x20000028]; mov rsi, ds:[0x20000030]; mov rdi, ds:[0x20000038]",
-    "mov r8, ds:[0x20000040]; mov r9, ds:[0x20000048]; mov r10, ds:[0x20000050]; mov r11, ds:[0x20000058]",
-    "mov r12, ds:[0x20000060]; mov r13, ds:[0x20000068]; mov r14, ds:[0x20000070]; mov r15, ds:[0x20000078]",
-    "jmp qword ptr ds:[0x20000108]",
+    "mov ds:[0x23456100], rsp",
+    "mov eax, 7; xor edx, edx; xrstor64 ds:[0x23456400]",
+    "push qword ptr ds:[0x23456080]; popfq",
+    "mov rax, ds:[0x23456000]; mov rcx, ds:[0x23456008]; mov rdx, ds:[0x23456010]; mov rbx, ds:[0x23456018]",
+    "mov rsp, ds:[0x23456020]; mov rbp, ds:[0x23456028]; mov rsi, ds:[0x23456030]; mov rdi, ds:[0x23456038]",
+    "mov r8, ds:[0x23456040]; mov r9, ds:[0x23456048]; mov r10, ds:[0x23456050]; mov r11, ds:[0x23456058]",
+    "mov r12, ds:[0x23456060]; mov r13, ds:[0x23456068]; mov r14, ds:[0x23456070]; mov r15, ds:[0x23456078]",
+    "jmp qword ptr ds:[0x23456108]",
     ".globl godwit_oracle_leave",
     "godwit_oracle_leave:",
-    "mov ds:[0x20000020], rsp; mov rsp, ds:[0x20000100]; pushfq; pop qword ptr ds:[0x20000080]; cld",
-    "mov ds:[0x20000000], rax; mov ds:[0x20000008], rcx; mov ds:[0x20000010], rdx; mov ds:[0x20000018], rbx",
-    "mov ds:[0x20000028], rbp; mov ds:[0x20000030], rsi; mov ds:[0x20000038], rdi",
-    "mov ds:[0x20000040], r8; mov ds:[0x20000048], r9; mov ds:[0x20000050], r10; mov ds:[0x20000058], r11",
-    "mov ds:[0x20000060], r12; mov ds:[0x20000068], r13; mov ds:[0x20000070], r14; mov ds:[0x20000078], r15",
-    "mov eax, 7; xor edx, edx; xsave64 ds:[0x20000400]",
+    "mov ds:[0x23456020], rsp; mov rsp, ds:[0x23456100]; pushfq; pop qword ptr ds:[0x23456080]; cld",
+    "mov ds:[0x23456000], rax; mov ds:[0x23456008], rcx; mov ds:[0x23456010], rdx; mov ds:[0x23456018], rbx",
+    "mov ds:[0x23456028], rbp; mov ds:[0x23456030], rsi; mov ds:[0x23456038], rdi",
+    "mov ds:[0x23456040], r8; mov ds:[0x23456048], r9; mov ds:[0x23456050], r10; mov ds:[0x23456058], r11",
+    "mov ds:[0x23456060], r12; mov ds:[0x23456068], r13; mov ds:[0x23456070], r14; mov ds:[0x23456078], r15",
+    "mov eax, 7; xor edx, edx; xsave64 ds:[0x23456400]",
     ".globl godwit_oracle_fault",
     "godwit_oracle_fault:",
-    "cld; fninit; vzeroupper; mov dword ptr ds:[0x20000118], 0x1f80; ldmxcsr ds:[0x20000118]",
+    "cld; fninit; vzeroupper; mov dword ptr ds:[0x23456118], 0x1f80; ldmxcsr ds:[0x23456118]",
     "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
     "ret",
 );
@@ -155,7 +155,7 @@ impl Native {
         let mut page = [0xccu8; 0x1000];
         page[..code.len()].copy_from_slice(code);
         // JMP [PAGE + 0x110]
-        page[code.len()..code.len() + 7].copy_from_slice(&[0xff, 0x24, 0x25, 0x10, 0x01, 0x00, 0x20]);
+        page[code.len()..code.len() + 7].copy_from_slice(&[0xff, 0x24, 0x25, 0x10, 0x61, 0x45, 0x23]);
         let mut out = start.clone();
         // SAFETY: the fixed mappings are ours and this thread holds the lock; `enter` keeps what the ABI says.
         unsafe {

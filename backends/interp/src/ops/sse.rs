@@ -440,7 +440,19 @@ table! {
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     let vex = l.i.encoding() != EncodingKind::Legacy;
     let vector = |r: iced_x86::Register| r.is_xmm() || r.is_ymm();
-    let any_vector = (0..l.i.op_count()).any(|n| l.is_reg(n) && vector(l.reg(n)));
+    // From memory to a general register no operand is a vector.
+    let to_integer = matches!(
+        l.i.mnemonic(),
+        M::Cvtss2si
+            | M::Cvtsd2si
+            | M::Cvttss2si
+            | M::Cvttsd2si
+            | M::Vcvtss2si
+            | M::Vcvtsd2si
+            | M::Vcvttss2si
+            | M::Vcvttsd2si
+    );
+    let any_vector = to_integer || (0..l.i.op_count()).any(|n| l.is_reg(n) && vector(l.reg(n)));
     if vex {
         if let Some(r) = refused_avx(l) {
             return Some(r);
@@ -452,6 +464,10 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         return None;
     }
     operands(l);
+    // Without VEX there are 8 predicates, and the bits above them are ignored.
+    if !vex && matches!(l.i.mnemonic(), M::Cmpps | M::Cmppd | M::Cmpss | M::Cmpsd) {
+        l.op.imm &= !0xf8;
+    }
     // Forms with an immediate control are other operations under the same name: first the special ones.
     super::sse_select::lower(l)
         .or_else(|| super::sse_mov::lower(l))
