@@ -264,11 +264,11 @@ impl Machine {
     /// in the interpreter becomes one here, and a run that a kick does not end hangs.
     pub fn run_anything(&self, code: &[u8], start: &State) {
         let (done, wait) = std::sync::mpsc::channel::<()>();
-        let (table, vcpu) = (self.table, self.vcpu as usize);
+        let (kick, vcpu) = (self.table.vcpu_kick, self.vcpu as usize);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 if wait.recv_timeout(std::time::Duration::from_millis(5)).is_err()
-                    && let Some(kick) = table.vcpu_kick
+                    && let Some(kick) = kick
                 {
                     // SAFETY: the scope ends before the vCPU does.
                     unsafe { kick(vcpu as abi::VcpuHandle) };
