@@ -16,7 +16,8 @@ fn images() -> Result<(PathBuf, PathBuf), String> {
         .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))
         .ok_or("no cache folder")?;
     let (kernel, initrd) = (cache.join("linux/bzImage"), cache.join("initramfs.cpio.gz"));
-    match [&kernel, &initrd].into_iter().find(|p| !p.is_file()) {
+    let missing = [&kernel, &initrd].into_iter().find(|p| !p.is_file()).cloned();
+    match missing {
         Some(missing) => Err(format!("{} is missing: scripts/setup --tests", missing.display())),
         None => Ok((kernel, initrd)),
     }
