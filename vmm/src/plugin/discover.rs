@@ -91,11 +91,17 @@ fn files(given: Option<&Path>) -> Vec<PathBuf> {
     found
 }
 
+/// The entry of a backend that is linked in, in the shape that a library's has.
+#[cfg(feature = "static-backends")]
+extern "C" fn entry_of<B: godwit_sdk::Backend>() -> *const godwit_abi::BackendTable {
+    godwit_sdk::entry::<B>()
+}
+
 #[cfg(feature = "static-backends")]
 fn linked() -> Vec<Candidate> {
     let all = [
-        ("kvm (linked in)", godwit_kvm::entry as extern "C" fn() -> _),
-        ("interp (linked in)", godwit_interp::entry as extern "C" fn() -> _),
+        ("kvm (linked in)", entry_of::<godwit_kvm::KvmBackend> as extern "C" fn() -> _),
+        ("interp (linked in)", entry_of::<godwit_interp::Interp> as extern "C" fn() -> _),
     ];
     all.map(|(name, entry)| Candidate::new(name.into(), Plugin::linked(name, entry))).into()
 }
