@@ -2,8 +2,12 @@
 //!
 //! The program and its plugins are those that cargo built for this profile (`cargo build --workspace`).
 
+pub mod fault;
+
 use godwit_guests::counter::Checker;
-use std::io::Read;
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -167,6 +171,25 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// One request to a godwit's API socket: the status, and the body as JSON.
+///
+/// # Errors
+/// Nobody answers there any more.
+pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Result<(u16, Value), String> {
+    let failed = |e: std::io::Error| format!("{}: {e}", socket.display());
+    let mut peer = UnixStream::connect(socket).map_err(failed)?;
+    peer.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}", body.len());
+    peer.write_all(format!("{head}\r\nContent-Type: application/json\r\n\r\n{body}").as_bytes())
+        .map_err(failed)?;
+    let mut answer = String::new();
+    peer.read_to_string(&mut answer).map_err(failed)?;
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no HTTP answer")?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok((status, serde_json::from_str(body).unwrap_or(Value::Null)))
 }
 
 /// Checks the counter's lines over all the processes it has lived in, in order. The last line of each may go on in the next.

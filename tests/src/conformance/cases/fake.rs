@@ -39,5 +39,5 @@ pub(super) fn scripts_run(plugin: Plugin) {
     assert_eq!(rig.ram.read(0x10_0000, 1), [5]);
     assert_eq!(rig.dirty(), [0x100]);
     rig.log(true).expect("the log starts again");
-    assert_eq!(rig.dirty(), []);
+    assert_eq!(rig.dirty(), [0u64; 0]);
 }

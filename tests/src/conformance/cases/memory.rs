@@ -23,12 +23,12 @@ pub(super) fn dirty_log_is_exact(plugin: Plugin) {
     let rig = Rig::long(plugin, 0, &writer(&pages));
     let start = rig.cpu().save_raw().expect("saved");
     rig.log(true).expect("the log starts");
-    assert_eq!(rig.dirty(), []);
+    assert_eq!(rig.dirty(), [0u64; 0]);
     rig.run_to_done();
     pages.sort_unstable();
     pages.dedup();
     assert_eq!(rig.dirty(), pages);
-    assert_eq!(rig.dirty(), [], "taking the log clears it");
+    assert_eq!(rig.dirty(), [0u64; 0], "taking the log clears it");
     // The same writes are logged again.
     rig.stop();
     rig.cpu().load_raw(&start).expect("loaded");
@@ -40,7 +40,7 @@ pub(super) fn dirty_log_is_exact(plugin: Plugin) {
     rig.cpu().load_raw(&start).expect("loaded");
     rig.run_to_done();
     rig.log(true).expect("the log starts again");
-    assert_eq!(rig.dirty(), []);
+    assert_eq!(rig.dirty(), [0u64; 0]);
 }
 
 pub(super) fn dirty_log_starts_clear(plugin: Plugin) {
@@ -49,7 +49,7 @@ pub(super) fn dirty_log_starts_clear(plugin: Plugin) {
     rig.log(true).expect("the log starts");
     rig.run_to_done();
     rig.log(true).expect("starting it again clears it");
-    assert_eq!(rig.dirty(), []);
+    assert_eq!(rig.dirty(), [0u64; 0]);
     rig.stop();
     rig.cpu().load_raw(&start).expect("loaded");
     rig.run_to_done();
