@@ -1,4 +1,5 @@
-//! The virtio guest on every backend: block, net over a TAP, entropy; driven by registers and queues, without a Linux.
+//! The virtio guest on every backend: block, net over a TAP, vsock both ways, entropy, balloon; driven by registers and
+//! queues, without a Linux.
 
 use godwit_guests::bench;
 use godwit_vmm::board::boot::BootSource;
@@ -7,8 +8,10 @@ use godwit_vmm::machine::{Console, Event, Machine, Spec};
 use godwit_vmm::plugin::Plugin;
 use godwit_vmm::virtio::block::DriveConfig;
 use godwit_vmm::virtio::net::NetworkInterfaceConfig;
-use godwit_vmm::virtio::slots::{DevicesConfig, Window};
-use std::path::PathBuf;
+use godwit_vmm::virtio::slots::DevicesConfig;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
@@ -43,6 +46,39 @@ fn tap() -> Result<NetworkInterfaceConfig, String> {
     }
     let json = r#"{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:0a:00:02:0f"}"#;
     Ok(serde_json::from_str(json).unwrap())
+}
+
+/// The host's side of the vsock check: sends back what the guest's connection to port 52 brings, then connects to the
+/// guest's port 1024 and has its own bytes sent back: how many.
+fn echo(socket: &Path) -> usize {
+    let out = format!("{}_52", socket.display());
+    let listener = UnixListener::bind(&out).unwrap();
+    let (mut guest, _) = listener.accept().unwrap();
+    std::io::copy(&mut guest.try_clone().unwrap(), &mut guest).unwrap();
+    drop(guest);
+    let mut guest = loop {
+        let mut guest = UnixStream::connect(socket).unwrap();
+        guest.write_all(b"CONNECT 1024\n").unwrap();
+        let mut line = String::new();
+        // Closed while the guest does not yet listen.
+        if BufReader::new(guest.try_clone().unwrap()).read_line(&mut line).is_ok() && line.starts_with("OK ")
+        {
+            break guest;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut total = 0;
+    for turn in 0..40usize {
+        let sent: Vec<u8> = (0..1 + turn * 399).map(|i| (i * 31 + turn) as u8).collect();
+        guest.write_all(&sent).unwrap();
+        let mut back = vec![0; sent.len()];
+        guest.read_exact(&mut back).unwrap();
+        assert!(back == sent, "the guest sends back something else");
+        total += back.len();
+    }
+    guest.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(guest.read(&mut [0; 16]).unwrap(), 0, "the guest adds something");
+    total
 }
 
 /// The library that cargo built for this profile, or in GODWIT_PLUGIN_DIR.
@@ -89,14 +125,19 @@ fn drives_devices(backend: &str) {
         }
     };
     let with_net = !network_interfaces.is_empty();
+    let socket = dir.join("v.sock");
+    let vsock = serde_json::json!({ "guest_cid": 3, "uds_path": socket });
+    let balloon =
+        serde_json::json!({ "amount_mib": 8, "deflate_on_oom": false, "stats_polling_interval_s": 1 });
     let devices = DevicesConfig {
         drives: vec![drive],
         network_interfaces,
         entropy: Some(Default::default()),
-        ..Default::default()
+        vsock: serde_json::from_value(vsock).unwrap(),
+        balloon: serde_json::from_value(balloon).unwrap(),
     };
-    let windows: Vec<_> = (0..3).map(|slot| Window::of_slot(slot).kernel_argument()).collect();
-    let cmdline = format!("{address} sectors=1000 {}", windows.join(" "));
+    let options = "sectors=1000 vsock_port=52 vsock_listen=1024 stats=2";
+    let cmdline = format!("{address} {options}");
     let said = Said::default();
     let (sender, events) = mpsc::channel();
     let sink = Arc::new(move |event: Event| drop(sender.send(format!("{event:?}"))));
@@ -104,9 +145,11 @@ fn drives_devices(backend: &str) {
     let spec = Spec { vcpus: 1, memory_bytes: 512 << 20, devices, ..Spec::default() };
     let mut machine = Machine::build(&spec, &plugin, console, sink).unwrap();
     machine.boot(&BootSource { kernel, initrd: None, cmdline }).unwrap();
+    let host = std::thread::spawn(move || echo(&socket));
     machine.resume(0).unwrap();
     // Long, so that only a guest that hangs meets it.
     let end = events.recv_timeout(Duration::from_secs(240));
+    let balloon = machine.slots().balloon().unwrap().lock().unwrap().device().statistics().unwrap();
     drop(machine);
     let printed = said.text();
     println!("{printed}");
@@ -114,11 +157,20 @@ fn drives_devices(backend: &str) {
         (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
     });
     let first = format!("serial=godwit first={fnv:016x} written=1000 ok");
-    for line in [first.as_str(), "rng bytes=256 ok", "virtio done bad=0"] {
+    let vsock = "virtio vsock cid=3 there=300000 listening";
+    let balloon_line = "virtio balloon target=2048 back=1024 stats=2 ok";
+    let lines = [first.as_str(), vsock, balloon_line, "rng bytes=256 ok", "virtio done bad=0"];
+    for line in lines {
         assert!(printed.contains(line), "{test}: no {line:?}; ended by {end:?}");
     }
     assert!(!with_net || printed.contains("arp=ok pings=16 ok"), "{test}: network; ended by {end:?}");
     assert_eq!(end.as_deref(), Ok("Reset"), "{test}");
+    let there = host.join().unwrap();
+    assert!(printed.contains(&format!("virtio vsock back={there} ok")), "{test}: {there}");
+    assert_eq!((balloon.target_mib, balloon.actual_pages), (8, 1024), "{test}");
+    // The last of three: the third waits for its turn.
+    let guest = (balloon.guest.free_memory, balloon.guest.total_memory);
+    assert_eq!(guest, (Some(123_456_790), Some(512 << 20)), "{test}");
     let after = std::fs::read(&disk).unwrap();
     let changed = 8 * 512..1008 * 512;
     assert!(after[..changed.start] == content[..changed.start]);

@@ -1,4 +1,5 @@
-//! Builds the programs written in Rust (`bench/`, `virtio/`) with rustc, and lays the guests' kernel under them.
+//! Builds the programs written in Rust (`bench/`, `virtio/` with rustc, `tcp/` with cargo for its libraries), and lays
+//! the guests' kernel under them.
 //!
 //! Unlike the other guests they need a compiler for x86-64: any host's rustc with the target
 //! `x86_64-unknown-linux-gnu` and a C linker for it (both are there on an x86-64 host). The same
@@ -30,6 +31,53 @@ pub fn compile_virtio(dir: &Path) -> Result<Program, String> {
     compile_named(dir, "virtio")
 }
 
+/// How code for the guests' kernel is made and linked.
+fn flags() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut flags: Vec<String> = [
+        "-Ctarget-cpu=x86-64",
+        "-Crelocation-model=static",
+        "-Ccode-model=small",
+        "-Cdefault-linker-libraries=no",
+        "-Crelro-level=off",
+        "-Clink-args=-nostdlib -nostartfiles -static -no-pie -Wl,--build-id=none",
+    ]
+    .map(str::to_owned)
+    .into();
+    flags.push(format!("-Clink-arg=-Wl,-T,{}", root.join("bench/link.ld").display()));
+    if let Some(linker) = std::env::var_os("GODWIT_BENCH_LINKER") {
+        flags.push(format!("-Clinker={}", linker.to_string_lossy()));
+    }
+    flags
+}
+
+/// Compiles the TCP program with cargo, in `dir`. Its libraries come from the registry, or cargo's cache.
+pub fn compile_tcp(dir: &Path) -> Result<Program, String> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tcp/Cargo.toml");
+    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["build", "--quiet", "--release", "--locked", "--target", TARGET, "--manifest-path"])
+        .arg(&manifest)
+        .arg("--target-dir")
+        .arg(dir)
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags().join("\u{1f}"));
+    let result = command.output().map_err(|e| format!("cannot run cargo {command:?}: {e}"))?;
+    if !result.status.success() {
+        let text = String::from_utf8_lossy(&result.stderr);
+        return Err(format!("the tcp program did not compile for {TARGET}:\n{text}"));
+    }
+    program(&dir.join(TARGET).join("release/tcp"))
+}
+
+fn program(file: &Path) -> Result<Program, String> {
+    let bytes = std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let bytes =
+        flat(&bytes).ok_or_else(|| format!("the linker did not place the program at {PROGRAM:#x}"))?;
+    Ok(Program { bytes })
+}
+
 fn compile_named(dir: &Path, name: &str) -> Result<Program, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = root.join(name);
@@ -41,23 +89,14 @@ fn compile_named(dir: &Path, name: &str) -> Result<Program, String> {
         .arg("-o")
         .arg(&output)
         .args(["--edition", "2024", "--crate-name", name, "--crate-type", "bin"])
-        .args(["--target", TARGET, "-Copt-level=3", "-Cpanic=abort", "-Ctarget-cpu=x86-64"])
-        .args(["-Crelocation-model=static", "-Ccode-model=small", "-Cdebuginfo=0"])
-        .args(["-Cdefault-linker-libraries=no", "-Crelro-level=off"])
-        .args(["-Clink-args=-nostdlib -nostartfiles -static -no-pie -Wl,--build-id=none"])
-        .arg(format!("-Clink-arg=-Wl,-T,{}", root.join("bench/link.ld").display()));
-    if let Some(linker) = std::env::var_os("GODWIT_BENCH_LINKER") {
-        command.arg(format!("-Clinker={}", linker.to_string_lossy()));
-    }
+        .args(["--target", TARGET, "-Copt-level=3", "-Cpanic=abort", "-Cdebuginfo=0"])
+        .args(flags());
     let result = command.output().map_err(|e| format!("cannot run the compiler {command:?}: {e}"))?;
     if !result.status.success() {
         let text = String::from_utf8_lossy(&result.stderr);
         return Err(format!("the {name} program did not compile for {TARGET}:\n{text}"));
     }
-    let bytes = std::fs::read(&output).map_err(|e| format!("{}: {e}", output.display()))?;
-    let bytes =
-        flat(&bytes).ok_or_else(|| format!("the linker did not place the program at {PROGRAM:#x}"))?;
-    Ok(Program { bytes })
+    program(&output)
 }
 
 /// What an ELF file loads from [`PROGRAM`] up, as one run of bytes with its gaps and tails zero.

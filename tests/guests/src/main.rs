@@ -14,6 +14,7 @@ const USAGE: &str = "usage:
   godwit-guests --list              names the guests and their options
   godwit-guests --bench OUTDIR      compiles the bench program, writes OUTDIR/bench.elf
   godwit-guests --virtio OUTDIR     compiles the virtio program, writes OUTDIR/virtio.elf
+  godwit-guests --tcp OUTDIR        compiles the TCP program, writes OUTDIR/tcp.elf
   godwit-guests --native OUTDIR [OPTION...]   runs the bench program in this process
   godwit-guests --check             checks the counter's lines on standard input";
 
@@ -85,6 +86,9 @@ fn main() -> ExitCode {
         ["--virtio", dir] => bench::compile_virtio(Path::new(dir))
             .map_err(Into::into)
             .and_then(|program| write(Path::new(dir), "virtio", &bench::image(&program)?)),
+        ["--tcp", dir] => bench::compile_tcp(&Path::new(dir).join("tcp-build"))
+            .map_err(Into::into)
+            .and_then(|program| write(Path::new(dir), "tcp", &bench::image(&program)?)),
         ["--native", dir, ref options @ ..] => bench::compile(Path::new(dir))
             .map_err(Into::into)
             .and_then(|program| run_native(&program, &options.join(" "))),

@@ -8,22 +8,29 @@
 //! virtio block sectors=2048 readonly=0 serial=abc first=... written=1024 ok
 //! virtio rng bytes=256 ok
 //! virtio net mac=... arp=ok pings=16 ok
+//! virtio vsock cid=3 there=300000 listening
+//! virtio vsock back=300000 ok
+//! virtio balloon target=2048 back=1024 stats=2 ok
 //! ```
 //!
 //! Options: `sectors=N` (how much of a disk is written and read back: N sectors from sector 8;
 //! 1024), `rounds=N` (1), `gateway=A.B.C.D` and `address=A.B.C.D` (whom to ask by ARP and ping, and
-//! as whom; without them a net device is only set up). A disk's first 8 sectors are only read:
-//! `first` is their FNV-1a hash, for the host to compare.
+//! as whom; without them a net device is only set up), `vsock_port=N` (the host's listener that sends
+//! all back), `vsock_listen=N` (whom the host connects to next), `stats=N` (how often the balloon is
+//! awaited to ask for statistics). A balloon keeps half of what it was given. A disk's first 8
+//! sectors are only read: `first` is their FNV-1a hash, for the host to compare.
 
 #![no_std]
 #![no_main]
 
+mod balloon;
 mod block;
 mod mmio;
 mod net;
 mod rng;
 #[path = "../bench/rt.rs"]
 mod rt;
+mod vsock;
 
 use mmio::{Device, Failure};
 use rt::Out;
@@ -48,12 +55,16 @@ fn run() {
             1 => net::check(&mut device),
             2 => block::check(&mut device),
             4 => rng::check(&mut device),
+            5 => balloon::check(&mut device),
+            19 => vsock::check(&mut device),
             _ => {
                 Out.text("virtio device id=").decimal(u64::from(id)).text(" not tried\n");
                 continue;
             }
         };
-        device.reset();
+        if id != 5 || outcome.is_err() {
+            device.reset();
+        }
         match outcome {
             Ok(()) => {
                 Out.text(" ok\n");

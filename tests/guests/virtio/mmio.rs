@@ -1,4 +1,6 @@
-//! A virtio 1.x device over MMIO, and split queues driven by polling.
+//! A virtio 1.x device over MMIO, and split queues driven by polling. Also the `tcp` program's.
+
+#![allow(dead_code)] // each program uses a part
 
 use crate::rt;
 use core::sync::atomic::{Ordering, fence};
@@ -54,6 +56,7 @@ pub enum Buffer {
 pub struct Queue {
     index: u32,
     at: u64,
+    size: u16,
     seen: u16,
 }
 
@@ -96,13 +99,18 @@ impl Device {
         Ok(taken)
     }
 
-    /// Sets up queue `index`.
+    /// Sets up queue `index` with [`QUEUE_SIZE`] elements.
     pub fn queue(&mut self, index: u32) -> Outcome<Queue> {
+        self.queue_of(index, QUEUE_SIZE)
+    }
+
+    /// Sets up queue `index` with `size` elements, at most 256.
+    pub fn queue_of(&mut self, index: u32, size: u16) -> Outcome<Queue> {
         let at = self.memory + u64::from(index) * QUEUE_MEMORY;
         write(self.base + 0x30, index);
         ensure(read::<u32>(self.base + 0x44) == 0, "queue in use after reset")?;
-        ensure(read::<u32>(self.base + 0x34) >= u32::from(QUEUE_SIZE), "queue too small")?;
-        write(self.base + 0x38, u32::from(QUEUE_SIZE));
+        ensure(read::<u32>(self.base + 0x34) >= u32::from(size), "queue too small")?;
+        write(self.base + 0x38, u32::from(size));
         for (register, address) in [(0x80, at), (0x90, at + 0x1000), (0xa0, at + 0x2000)] {
             write(self.base + register, address as u32);
             write(self.base + register + 4, (address >> 32) as u32);
@@ -112,7 +120,7 @@ impl Device {
         write(at + 0x2002, 0u16);
         write(self.base + 0x44, 1u32);
         ensure(read::<u32>(self.base + 0x44) == 1, "queue does not become ready")?;
-        Ok(Queue { index, at, seen: 0 })
+        Ok(Queue { index, at, size, seen: 0 })
     }
 
     /// All queues are there: the device may work.
@@ -122,6 +130,10 @@ impl Device {
 
     pub fn config<T>(&self, offset: u64) -> T {
         read(self.base + 0x100 + offset)
+    }
+
+    pub fn set_config<T>(&self, offset: u64, value: T) {
+        write(self.base + 0x100 + offset, value);
     }
 
     pub fn notify(&self, queue: &Queue) {
@@ -150,18 +162,23 @@ impl Queue {
         }
         let available = self.at + 0x1000;
         let index = read::<u16>(available + 2);
-        write(available + 4 + u64::from(index % QUEUE_SIZE) * 2, first);
+        write(available + 4 + u64::from(index % self.size) * 2, first);
         fence(Ordering::SeqCst);
         write(available + 2, index.wrapping_add(1));
         count
     }
 
+    /// Whether the device wants to hear of what was added.
+    pub fn wants_notification(&self) -> bool {
+        fence(Ordering::SeqCst);
+        read::<u16>(self.at + 0x2000) & 1 == 0
+    }
+
     /// The next finished chain: its first descriptor and the bytes written; waits for it, some
     /// seconds at most.
     pub fn finished(&mut self) -> Outcome<(u16, u32)> {
-        let used = self.at + 0x2000;
         for turn in 0..2000u32 {
-            if let Some(done) = self.poll(used) {
+            if let Some(done) = self.poll() {
                 return Ok(done);
             }
             if turn > 1000 {
@@ -173,12 +190,14 @@ impl Queue {
         Err(Failure("does not answer"))
     }
 
-    fn poll(&mut self, used: u64) -> Option<(u16, u32)> {
+    /// The same without waiting.
+    pub fn poll(&mut self) -> Option<(u16, u32)> {
+        let used = self.at + 0x2000;
         if read::<u16>(used + 2) == self.seen {
             return None;
         }
         fence(Ordering::SeqCst);
-        let slot = used + 4 + u64::from(self.seen % QUEUE_SIZE) * 8;
+        let slot = used + 4 + u64::from(self.seen % self.size) * 8;
         self.seen = self.seen.wrapping_add(1);
         Some((read::<u32>(slot) as u16, read::<u32>(slot + 4)))
     }
