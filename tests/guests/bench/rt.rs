@@ -7,6 +7,7 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count, _rdtsc, _xgetbv};
 
 // As in layout.rs of the guests' crate.
+const TICKS: *const u64 = 0x60_0000 as *const u64;
 const CMDLINE: *const u64 = 0x60_0008 as *const u64;
 const TSC_KHZ: *const u64 = 0x60_0010 as *const u64;
 const RING_HEAD: *mut u64 = 0x60_0028 as *mut u64;
@@ -54,6 +55,12 @@ pub fn leave() -> ! {
 pub fn tsc() -> u64 {
     // SAFETY: every x86-64 has it, and ring 3 may read it here.
     unsafe { _rdtsc() }
+}
+
+/// Timer interrupts so far.
+pub fn ticks() -> u64 {
+    // SAFETY: the shared page is always mapped.
+    unsafe { TICKS.read_volatile() }
 }
 
 /// Microseconds of so many TSC cycles; 0 where its frequency is unknown.

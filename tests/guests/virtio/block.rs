@@ -15,14 +15,39 @@ const SECTOR: u64 = 512;
 const FIRST: u64 = 8;
 const LARGEST: u64 = 128;
 
-struct Disk<'a> {
+pub struct Disk<'a> {
     device: &'a mut Device,
     queue: Queue,
     header: u64,
     data: u64,
 }
 
-impl Disk<'_> {
+impl<'a> Disk<'a> {
+    /// Sets a disk up, and gives its size in sectors.
+    pub fn start(device: &'a mut Device) -> Outcome<(Self, u64)> {
+        device.start(FLUSH)?;
+        let queue = device.queue(0)?;
+        device.go();
+        let capacity = u64::from(device.config::<u32>(0)) | u64::from(device.config::<u32>(4)) << 32;
+        let (header, data) = (device.buffers(), device.buffers() + 0x1000);
+        Ok((Disk { device, queue, header, data }, capacity))
+    }
+
+    /// Writes `sectors` sectors from `first`, or reads and verifies them: their contents follow from `seed`.
+    pub fn pattern(&mut self, write_it: bool, seed: u64, first: u64, sectors: u64) -> Outcome {
+        let words = sectors * SECTOR / 8;
+        let word = |i: u64| (i ^ first << 32 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (0..words).for_each(|i| write(self.data + i * 8, if write_it { word(i) } else { 0 }));
+        self.transfer(if write_it { OP_WRITE } else { OP_READ }, first, sectors, 1 + seed as u32 % 4)?;
+        let same = (0..words).all(|i| read::<u64>(self.data + i * 8) == word(i));
+        ensure(same, "the disk reads back something else")
+    }
+
+    /// Has what was written reach the disk.
+    pub fn flush(&mut self) -> Outcome {
+        ensure(self.request(OP_FLUSH, 0, 0, 0)? == 0, "flush fails")
+    }
+
     /// One request over `parts` buffers; returns the status byte.
     fn request(&mut self, op: u32, sector: u64, len: u32, parts: u32) -> Outcome<u8> {
         let status = self.header + 16;

@@ -13,6 +13,8 @@
 //! virtio balloon target=2048 back=1024 stats=2 ok
 //! ```
 //!
+//! With `busy=1` it never ends: see [`busy`].
+//!
 //! Options: `sectors=N` (how much of a disk is written and read back: N sectors from sector 8;
 //! 1024), `rounds=N` (1), `gateway=A.B.C.D` and `address=A.B.C.D` (whom to ask by ARP and ping, and
 //! as whom; without them a net device is only set up), `vsock_port=N` (the host's listener that sends
@@ -25,6 +27,7 @@
 
 mod balloon;
 mod block;
+mod busy;
 mod mmio;
 mod net;
 mod rng;
@@ -42,14 +45,24 @@ fn hex(text: &[u8]) -> u64 {
     values.fold(0, |n, digit| n << 4 | u64::from(digit))
 }
 
+/// The devices that the command line names, each with memory of its own.
+fn devices() -> impl Iterator<Item = Device> {
+    let windows = rt::options("virtio_mmio.device");
+    let bases = windows.filter_map(|w| Some(hex(&w[w.iter().position(|c| *c == b'@')? + 1..])));
+    let found = bases.scan(rt::ARENA as u64, |arena, base| {
+        let device = Device::probe(base, *arena);
+        *arena += if device.is_some() { mmio::MEMORY } else { 0 };
+        Some(device)
+    });
+    found.flatten()
+}
+
 fn run() {
+    if rt::option("busy").is_some() {
+        return busy::run();
+    }
     let mut bad = 0;
-    let mut arena = rt::ARENA as u64;
-    for window in rt::options("virtio_mmio.device") {
-        let Some(at) = window.iter().position(|c| *c == b'@') else { continue };
-        let base = hex(&window[at + 1..]);
-        let Some(mut device) = Device::probe(base, arena) else { continue };
-        arena += mmio::MEMORY;
+    for mut device in devices() {
         let id = device.id;
         let outcome = match id {
             1 => net::check(&mut device),

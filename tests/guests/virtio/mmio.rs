@@ -24,6 +24,9 @@ const WRITE: u16 = 2;
 pub struct Failure(pub &'static str);
 pub type Outcome<T = ()> = Result<T, Failure>;
 
+/// Why a wait for a device ends.
+pub const SILENT: &str = "does not answer";
+
 /// Fails with `why` unless `condition`.
 pub fn ensure(condition: bool, why: &'static str) -> Outcome {
     if condition { Ok(()) } else { Err(Failure(why)) }
@@ -177,7 +180,12 @@ impl Queue {
     /// The next finished chain: its first descriptor and the bytes written; waits for it, some
     /// seconds at most.
     pub fn finished(&mut self) -> Outcome<(u16, u32)> {
-        for turn in 0..2000u32 {
+        self.finished_within(1000)
+    }
+
+    /// The same, waiting for so many timer ticks at most, or failing with [`SILENT`].
+    pub fn finished_within(&mut self, ticks: u32) -> Outcome<(u16, u32)> {
+        for turn in 0..1000 + ticks {
             if let Some(done) = self.poll() {
                 return Ok(done);
             }
@@ -187,7 +195,7 @@ impl Queue {
                 core::hint::spin_loop();
             }
         }
-        Err(Failure("does not answer"))
+        Err(Failure(SILENT))
     }
 
     /// The same without waiting.

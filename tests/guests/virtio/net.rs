@@ -1,14 +1,16 @@
 //! Net: ARP and pings of many sizes to a neighbour that answers like any host.
 
-use crate::mmio::{Buffer, Device, Failure, Outcome, Queue, ensure, read, write};
+use crate::mmio::{Buffer, Device, Failure, Outcome, Queue, SILENT, ensure, read, write};
 use crate::rt::{Out, number, option};
 
 const MAC: u64 = 1 << 5;
 const HEADER: u64 = 12;
 const FRAME: u32 = 1600;
 const PINGS: u64 = 16;
+/// Timer ticks after which an answer will not come any more.
+const ANSWER_TICKS: u32 = 100;
 
-struct Card<'a> {
+pub struct Card<'a> {
     device: &'a mut Device,
     receive: Queue,
     send: Queue,
@@ -35,7 +37,24 @@ fn checksum(bytes: &[u8]) -> u16 {
     !sum as u16
 }
 
-impl Card<'_> {
+impl<'a> Card<'a> {
+    /// Sets a card up, if the command line says whom to talk to.
+    pub fn start(device: &'a mut Device) -> Outcome<Option<(Self, [u8; 4])>> {
+        let features = device.start(MAC)?;
+        let (receive, send) = (device.queue(0)?, device.queue(1)?);
+        device.go();
+        let mut mac = [2, 0, 0, 0, 0, 1];
+        if features & MAC != 0 {
+            for (i, byte) in (0..).zip(&mut mac) {
+                *byte = device.config(i);
+            }
+        }
+        let (Some(gateway), Some(own)) = (option("gateway"), option("address")) else { return Ok(None) };
+        let mut card = Card { device, receive, send, mac, own: address(own) };
+        card.offer();
+        Ok(Some((card, address(gateway))))
+    }
+
     fn receive_buffer(&self) -> u64 {
         self.device.buffers() + 0x1000
     }
@@ -64,7 +83,7 @@ impl Card<'_> {
     /// The next frame for which `wanted` holds; others are let go.
     fn await_frame(&mut self, frame: &mut [u8], wanted: impl Fn(&[u8]) -> bool) -> Outcome<usize> {
         for _ in 0..64 {
-            let (_, written) = self.receive.finished()?;
+            let (_, written) = self.receive.finished_within(ANSWER_TICKS)?;
             let len = (u64::from(written).saturating_sub(HEADER) as usize).min(frame.len());
             let from = self.receive_buffer() + HEADER;
             for (i, byte) in (0..).zip(&mut frame[..len]) {
@@ -78,7 +97,8 @@ impl Card<'_> {
         Err(Failure("only strangers' frames"))
     }
 
-    fn arp(&mut self, whom: [u8; 4]) -> Outcome<[u8; 6]> {
+    /// The hardware address of a neighbour.
+    pub fn arp(&mut self, whom: [u8; 4]) -> Outcome<[u8; 6]> {
         let mut frame = [0u8; 60];
         frame[..6].fill(0xff);
         frame[6..12].copy_from_slice(&self.mac);
@@ -94,7 +114,8 @@ impl Card<'_> {
         Ok(mac)
     }
 
-    fn ping(&mut self, mac: [u8; 6], whom: [u8; 4], number: u64) -> Outcome {
+    /// Sends a ping and waits for the answer: false if none comes, as when a frame is lost.
+    pub fn ping(&mut self, mac: [u8; 6], whom: [u8; 4], number: u64) -> Outcome<bool> {
         let payload = 56 + (number as usize * 91) % 1400;
         let mut frame = [0u8; FRAME as usize];
         let len = 42 + payload;
@@ -111,7 +132,7 @@ impl Card<'_> {
         frame[24..26].copy_from_slice(&sum.to_be_bytes());
         frame[34] = 8;
         frame[38..40].copy_from_slice(b"gw");
-        frame[41] = number as u8;
+        frame[40..42].copy_from_slice(&(number as u16).to_be_bytes());
         for (i, byte) in frame[42..len].iter_mut().enumerate() {
             *byte = (i * 7 + number as usize) as u8;
         }
@@ -119,10 +140,19 @@ impl Card<'_> {
         frame[36..38].copy_from_slice(&sum.to_be_bytes());
         self.transmit(&frame[..len])?;
         let mut answer = [0u8; FRAME as usize];
+        let id = [b'g', b'w', frame[40], frame[41]];
         let got = self.await_frame(&mut answer, |f| {
-            f[12..14] == [8, 0] && f[23] == 1 && f[26..30] == whom && f.len() >= 42 && f[34] == 0
-        })?;
-        ensure(got >= len && answer[38..len] == frame[38..len], "a ping comes back changed")
+            let ping = f[12..14] == [8, 0] && f[23] == 1 && f[26..30] == whom;
+            ping && f.len() >= 42 && f[34] == 0 && f[38..42] == id
+        });
+        match got {
+            Ok(got) => {
+                ensure(got >= len && answer[38..len] == frame[38..len], "a ping comes back changed")?;
+                Ok(true)
+            }
+            Err(Failure(why)) if why == SILENT => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 }
 
@@ -149,7 +179,7 @@ pub fn check(device: &mut Device) -> Outcome {
     let neighbour = card.arp(gateway)?;
     Out.text(" arp=ok");
     for number in 0..PINGS {
-        card.ping(neighbour, gateway, number)?;
+        ensure(card.ping(neighbour, gateway, number)?, "a ping is not answered")?;
     }
     Out.text(" pings=").decimal(PINGS);
     Ok(())
