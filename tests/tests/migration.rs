@@ -66,6 +66,9 @@ impl Stage {
     fn migrate(&self, api: &str, socket: &str, more: &[&str]) -> Output {
         let (api, target) = (self.text(api), format!("unix:{}", self.text(socket)));
         let mut args = vec!["migrate", "--api-sock", &api, &target];
+        if !more.contains(&"--memory") {
+            args.extend(["--memory", "copy"]);
+        }
         args.extend(more);
         Command::new(&self.godwit).args(args).output().unwrap()
     }
@@ -94,14 +97,20 @@ fn goes_on(source: &mut Process) {
 }
 
 fn tour(test: &str, stops: &[&str], mib: u64, args: &str) {
+    tour_by(test, stops, mib, args, "copy");
+}
+
+fn tour_by(test: &str, stops: &[&str], mib: u64, args: &str, memory: &str) {
     let Some(stage) = Stage::set(test, stops) else { return };
     let mut lives = Vec::new();
     let mut here = stage.source(stops[0], mib, args, "0.api", "");
     for (i, backend) in stops.iter().enumerate().skip(1) {
         let socket = format!("{i}.sock");
         let next = stage.receiver(backend, &socket, &format!("{i}.api"), &[], "");
-        let moved = stage.migrate(&format!("{}.api", i - 1), &socket, &["--allow-tsc-mismatch"]);
+        let more = ["--allow-tsc-mismatch", "--memory", memory];
+        let moved = stage.migrate(&format!("{}.api", i - 1), &socket, &more);
         assert_eq!(moved.status.code(), Some(0), "{}; {}", said(&moved), next.err());
+        assert_eq!(said(&moved).contains("nothing copied"), memory != "copy", "{}", said(&moved));
         println!("{test}: to {backend}: {}", said(&moved));
         assert_eq!(here.wait_exit(), Some(0), "{}", here.err());
         lives.push(here.text());
@@ -128,6 +137,36 @@ fn the_counter_crosses_from_kvm_to_the_interpreter_and_back() {
 fn half_a_gigabyte_crosses_half_filled() {
     let stops = ["kvm", "interp", "kvm"];
     tour("half_a_gigabyte_crosses_half_filled", &stops, 512, "rate=10 fill=240");
+}
+
+#[test]
+fn half_a_gigabyte_is_handed_over() {
+    let stops = ["kvm", "interp", "interp", "kvm", "kvm"];
+    tour_by("half_a_gigabyte_is_handed_over", &stops, 512, "rate=10 fill=240", "auto");
+}
+
+#[test]
+fn a_guest_whose_memory_was_handed_over_survives_its_destination() {
+    let test = "a_guest_whose_memory_was_handed_over_survives_its_destination";
+    for backend in ["kvm", "interp"] {
+        let Some(stage) = Stage::set(test, &[backend]) else { continue };
+        let mut source = stage.source(backend, 64, "rate=20", "s.api", "");
+        for step in ["preflight", "hand-over", "state", "finish", "ready", "commit"] {
+            let fault = format!("destination:{step}:kill");
+            let mut receiver = stage.receiver(backend, step, &format!("{step}.api"), &[], &fault);
+            let moved = stage.migrate("s.api", step, &["--memory", "hand-over"]);
+            // Also after the commit: the deed tells that the guest was not taken.
+            assert_eq!(moved.status.code(), Some(3), "{step}: {}", said(&moved));
+            assert_ne!(receiver.wait_exit(), Some(0));
+            assert!(receiver.text().is_empty(), "{step}: the dead destination's guest ran");
+            goes_on(&mut source);
+        }
+        let receiver = stage.receiver(backend, "last", "last.api", &[], "");
+        assert_eq!(stage.migrate("s.api", "last", &["--memory", "hand-over"]).status.code(), Some(0));
+        assert_eq!(source.wait_exit(), Some(0));
+        receiver.wait_lines(3).unwrap();
+        check_lines(&[source.text(), receiver.text()]);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use godwit_vmm::board::serial::Output;
 use godwit_vmm::control::moving::{Arrived, Arriving, Leaving, Limits};
 use godwit_vmm::machine::{Console, EventSink, Machine, Spec};
 use godwit_vmm::migrate::fault::Side;
-use godwit_vmm::migrate::{Arrival, Link, Options, Outcome, Progress, Report, receive, send};
+use godwit_vmm::migrate::{Arrival, Link, MemoryWay, Options, Outcome, Progress, Report, receive, send};
 use godwit_vmm::plugin::Plugin;
 use godwit_vmm::state;
 use godwit_vmm::virtio::slots::DevicesConfig;
@@ -110,7 +110,8 @@ fn hop(machine: Machine, plugin: &Arc<Plugin>, screen: &Screen) -> (Machine, Rep
     });
     let door = Arc::new(Mutex::new(machine));
     let leaving = Leaving::new(door, &DevicesConfig::default(), true, false).unwrap();
-    let outcome = send(leaving, link(a, Side::Source), Options::default(), Progress::new("source", "test"));
+    let options = Options { memory: MemoryWay::Copy, ..Options::default() };
+    let outcome = send(leaving, link(a, Side::Source), options, Progress::new("source", "test"));
     let arrival = destination.join().unwrap();
     match (outcome, arrival) {
         (Outcome::Moved((), report), Arrival::Running(Arrived { machine, .. }, _)) => (machine, report),

@@ -93,6 +93,8 @@ fn godwit(program: &Path, backend: &str, scene: &Scene) -> Outcome {
             &from,
             &address,
             "--json",
+            "--memory",
+            "copy",
             "--timeout-s",
             &LIMIT.as_secs().to_string(),
         ])

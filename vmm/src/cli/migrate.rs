@@ -1,7 +1,7 @@
 //! `godwit migrate`: has a running godwit send its guest away, and watches.
 
 use super::client;
-use crate::migrate::{MigrationRequest, OnTimeout, Phase, SendRequest, Snapshot};
+use crate::migrate::{MemoryWay, MigrationRequest, OnTimeout, Phase, SendRequest, Snapshot};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub struct Migrate {
     #[arg(long, value_name = "S", default_value_t = SendRequest::default().timeout_s)]
     timeout_s: u64,
     /// Then give up ("cancel") or pause the guest and finish ("force").
-    #[arg(long, value_name = "WHAT", default_value = "cancel", value_parser = on_timeout)]
+    #[arg(long, value_name = "WHAT", default_value = "cancel", value_parser = word::<OnTimeout>)]
     on_timeout: OnTimeout,
     /// Don't slow the guest down when it writes faster than the link carries.
     #[arg(long)]
@@ -53,6 +53,10 @@ pub struct Migrate {
     /// Compress pages (LZ4).
     #[arg(long)]
     compress: bool,
+    /// To a destination on this machine over unix:, hand guest memory over ("hand-over") or copy it ("copy"); "auto" hands it
+    /// over if that can be done.
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = word::<MemoryWay>)]
+    memory: MemoryWay,
     /// Accept another TSC frequency at the destination.
     #[arg(long)]
     allow_tsc_mismatch: bool,
@@ -67,12 +71,9 @@ pub struct Migrate {
     json: bool,
 }
 
-fn on_timeout(text: &str) -> Result<OnTimeout, String> {
-    match text {
-        "cancel" => Ok(OnTimeout::Cancel),
-        "force" => Ok(OnTimeout::Force),
-        _ => Err("say cancel or force".into()),
-    }
+/// A word of the API's.
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|e| e.to_string())
 }
 
 /// Bytes with a unit.
@@ -132,8 +133,15 @@ pub fn report_text(s: &Snapshot) -> String {
     if let Some(r) = s.report.as_ref().filter(|_| s.phase == Phase::Done) {
         let _ = writeln!(out, "  total time  {:.1} ms", r.total_ms);
         let _ = writeln!(out, "  downtime    {:.2} ms (pause to the word that it runs)", r.downtime_ms);
-        let _ = writeln!(out, "  rounds      {}, the last with {} pages", r.rounds, r.last_pages);
-        let _ = writeln!(out, "  pages       {} sent, {} zero", r.pages, r.zero_pages);
+        if r.handed_over {
+            let _ = writeln!(out, "  memory      handed over, nothing copied");
+        } else {
+            let _ = writeln!(out, "  rounds      {}, the last with {} pages", r.rounds, r.last_pages);
+            let _ = writeln!(out, "  pages       {} sent, {} zero", r.pages, r.zero_pages);
+        }
+        if let Some(why) = &r.copied_because {
+            let _ = writeln!(out, "  copied      because {why}");
+        }
         let _ = writeln!(
             out,
             "  sent        {} for {} of memory",
@@ -158,6 +166,7 @@ impl Migrate {
             on_timeout: self.on_timeout,
             auto_converge: !self.no_auto_converge,
             compress: self.compress,
+            memory: self.memory,
             allow_tsc_mismatch: self.allow_tsc_mismatch,
             insecure: self.insecure,
             tls_dir: self.tls_dir.clone(),

@@ -393,7 +393,7 @@ pub fn spec(config: &MachineSpec) -> Spec {
         model: m.cpu_model.map(|m| m.name().to_owned()),
         tsc_khz: m.tsc_khz,
         allow_tsc_mismatch: false,
-        backing: Backing::Anonymous,
+        backing: Backing::Shared,
         devices: config.devices.clone(),
     }
 }

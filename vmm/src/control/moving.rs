@@ -2,10 +2,10 @@
 
 use super::overrides::Overrides;
 use crate::machine::{Console, EventSink, Kind, Machine, RunState, Spec, board_kinds, device_kinds};
-use crate::memory::ram::{Backing, MAX_RAM, layout};
-use crate::memory::{GuestRam, PageSet, Region};
+use crate::memory::ram::{Backing, MAX_RAM, layout, make_writable};
+use crate::memory::{GuestRam, PageSet, Region, SharedRam};
 use crate::migrate::{
-    Builder, Capabilities, Fault, Offer, OfferedDevice, OfferedSection, Source, Target, ram,
+    Builder, Capabilities, Fault, Memory, Offer, OfferedDevice, OfferedSection, Source, Target,
 };
 use crate::plugin::{Plugin, Probe};
 use crate::state::{self, BOARD_MICROVM, Header};
@@ -206,8 +206,12 @@ impl<D: Door> Source for Leaving<D> {
         Ok(result?)
     }
 
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        ram::read(&self.ram, gpa, buf)
+    fn memory(&self) -> Arc<dyn Memory> {
+        self.ram.clone()
+    }
+
+    fn hand_over(&self) -> Result<SharedRam, Fault> {
+        Ok(SharedRam::of(&self.ram)?)
     }
 
     fn untouched(&self, pages: &mut PageSet, zero: &mut PageSet) {
@@ -337,7 +341,7 @@ impl Builder for Arriving {
         }
     }
 
-    fn build(self, offer: &Offer) -> Result<Filling, Fault> {
+    fn build(self, offer: &Offer, memory: Option<SharedRam>) -> Result<Filling, Fault> {
         let memory_bytes = offer.memory_bytes();
         let ours = layout(memory_bytes)?;
         if !offer.regions.iter().map(|r| (r.gpa, r.len)).eq(ours) {
@@ -351,7 +355,7 @@ impl Builder for Arriving {
             model: Some(offer.model.clone()),
             tsc_khz: Some(offer.tsc_khz),
             allow_tsc_mismatch: self.limits.allow_tsc_mismatch || offer.allow_tsc_mismatch,
-            backing: Backing::Anonymous,
+            backing: memory.map_or(Backing::Shared, Backing::HandedOver),
             devices: devices.clone(),
         };
         let machine = Machine::build(&spec, &self.plugin, self.console, self.events)?;
@@ -362,12 +366,8 @@ impl Builder for Arriving {
 impl Target for Filling {
     type Running = Arrived;
 
-    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), Fault> {
-        ram::write(self.machine.ram(), gpa, bytes)
-    }
-
-    fn zero(&mut self, gpa: u64, len: u64) -> Result<(), Fault> {
-        ram::zero(self.machine.ram(), gpa, len)
+    fn memory(&self) -> Arc<dyn Memory> {
+        self.machine.ram().clone()
     }
 
     fn load(&mut self, container: &[u8]) -> Result<(), Fault> {
@@ -382,6 +382,8 @@ impl Target for Filling {
     }
 
     fn run(mut self, advance_ns: u64) -> Result<Arrived, Fault> {
+        // Nothing changes where it was writable already.
+        make_writable(self.machine.ram())?;
         self.machine.resume(advance_ns)?;
         Ok(Arrived { machine: self.machine, devices: self.devices })
     }

@@ -9,10 +9,12 @@
 
 mod pages;
 pub mod ram;
+mod shared;
 mod touched;
 mod tracker;
 
 pub use pages::{MAX_REGIONS, PageSet, Region, Run, regions_are_sound};
+pub use shared::{Deed, SharedRam};
 pub use touched::untouched;
 pub use tracker::{DirtyPages, WriteObserver, WriteTracker};
 

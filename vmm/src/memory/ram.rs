@@ -1,7 +1,8 @@
 //! Where guest RAM lies in the guest's address space, and how it is mapped in this process.
 
+use super::shared::{SharedRam, memory_file};
 use super::{GuestRam, PAGE_SIZE, WriteTracker};
-use rustix::fs::MemfdFlags;
+use rustix::mm::{MprotectFlags, mprotect};
 use std::fs::File;
 use std::sync::Arc;
 use vm_memory::bitmap::NewBitmap;
@@ -31,6 +32,8 @@ pub enum Backing {
     Private(Arc<File>),
     /// Already mapped, with the regions of [`layout`].
     Mapped(GuestRam),
+    /// Another process's, whose guest it still is: readable only, until [`make_writable`].
+    HandedOver(SharedRam),
 }
 
 /// Why RAM could not be had.
@@ -81,13 +84,7 @@ pub fn allocate(bytes: u64, backing: &Backing) -> Result<GuestRam, RamError> {
     }
     let mut regions = Vec::new();
     let shared = match backing {
-        Backing::Shared => {
-            let fd = rustix::fs::memfd_create("godwit-ram", MemfdFlags::CLOEXEC)
-                .map_err(|e| RamError::File(e.into()))?;
-            let file = File::from(fd);
-            file.set_len(bytes).map_err(RamError::File)?;
-            Some(Arc::new(file))
-        }
+        Backing::Shared => Some(Arc::new(memory_file("godwit-ram", bytes).map_err(RamError::File)?)),
         _ => None,
     };
     let mut offset = 0;
@@ -101,6 +98,13 @@ pub fn allocate(bytes: u64, backing: &Backing) -> Result<GuestRam, RamError> {
             (Backing::Private(file), _) => builder
                 .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
                 .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset)),
+            (Backing::HandedOver(shared), _) => {
+                let at = shared.offset(gpa, len).ok_or_else(|| fail("it was not handed over".into()))?;
+                builder
+                    .with_mmap_prot(libc::PROT_READ)
+                    .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                    .with_file_offset(FileOffset::from_arc(Arc::clone(&shared.file), at))
+            }
             (_, Some(file)) => builder
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
                 .with_file_offset(FileOffset::from_arc(Arc::clone(file), offset)),
@@ -119,6 +123,20 @@ pub fn allocate(bytes: u64, backing: &Backing) -> Result<GuestRam, RamError> {
         reason: e.to_string(),
     })?;
     Ok(Arc::new(ram))
+}
+
+/// RAM that was handed over ([`Backing::HandedOver`]) is this process's from here on. Until then a write to it ends this
+/// process: better that than a guest at the source whose memory has changed under it.
+///
+/// # Errors
+/// The host's.
+pub fn make_writable(ram: &GuestRam) -> std::io::Result<()> {
+    for region in ram.iter() {
+        let flags = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the range is one whole mapping of `ram`, which keeps it mapped; more access breaks no one's assumption.
+        unsafe { mprotect(region.as_ptr().cast(), region.len() as usize, flags)? };
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -15,11 +15,18 @@ const PRESENT_OR_SWAPPED: u64 = 3 << 62;
 ///
 /// Writes that happen meanwhile must be in a dirty log that was started before.
 pub fn untouched(ram: &GuestRam, set: &mut PageSet, zero: &mut PageSet) {
-    let Some(map) = PageMap::open() else { return };
+    let map = PageMap::open();
     for region in ram.iter() {
         let first = region.start_addr().raw_value() / PAGE_SIZE;
         let pages = region.len() / PAGE_SIZE;
-        let Some(mut touched) = map.touched(region.as_ptr() as u64, pages) else { continue };
+        // Shared memory is in its file, whether this process has looked at it or not.
+        let in_file = region.file_offset().is_some() && region.flags() & libc::MAP_SHARED != 0;
+        let touched = match &map {
+            _ if in_file => Some(vec![false; pages as usize]),
+            Some(map) => map.touched(region.as_ptr() as u64, pages),
+            None => None,
+        };
+        let Some(mut touched) = touched else { continue };
         if let Some(file) = region.file_offset()
             && !mark_data(file.file(), file.start(), region.len(), &mut touched)
         {

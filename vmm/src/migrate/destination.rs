@@ -1,24 +1,25 @@
 //! The receiving side. Every byte that comes is hostile until checked.
 //!
 //! ```text
-//!   Listening ─hello─► Greeted ─offer taken, machine built─► Prepared ─► Receiving ─► Ready ─Commit─► running
-//!        │                │                                     │            │          │
-//!        └────────────────┴──────────── any failure ────────────┴────────────┴──────────┘
+//!   Listening ─hello─► Greeted ─offer taken, machine built─► Receiving ─pages, state─► Ready ─Commit─► running
+//!        │                │  └─memory taken, machine built─► Lent ─state─────────────► │
+//!        └────────────────┴──────────── any failure ───────────────────────────────────┘
 //!                              the machine is dropped, nothing has run
 //! ```
 
 use super::error::MigrateError;
 use super::fault::{Side, Step};
 use super::link::Link;
-use super::machine::{Builder, Target};
+use super::machine::{Builder, Memory, Target};
 use super::offer::{Offer, preflight};
 use super::progress::{Phase, Progress, Report};
 use super::tls::Tls;
 use super::transport::{Listener, Stream};
-use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, encode_texts, runs};
-use crate::memory::PAGE_SIZE;
-use crate::memory::{PageSet, Run};
+use super::wire::{CHUNK_PAGES, FLAG_LZ4, FLAG_MEMORY, Kind, MAX_ZERO_RUNS, encode_texts, pieces, runs};
+use crate::memory::{Deed, PAGE_SIZE, PageSet, Run, SharedRam};
 use crate::state::codec::Cursor;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The guest's time is moved on by at most this when it arrives.
@@ -41,6 +42,7 @@ struct Greeted<B> {
 
 struct Receiving<T> {
     target: T,
+    memory: Arc<dyn Memory>,
     link: Link,
     progress: Progress,
     /// Pages of which the source has said what they hold.
@@ -51,11 +53,27 @@ struct Receiving<T> {
     report: Report,
 }
 
+/// Guest memory is the source's own, mapped here and not to be touched.
+struct Lent<T> {
+    target: T,
+    link: Link,
+    progress: Progress,
+    report: Report,
+    deed: Deed,
+}
+
+/// A machine was built for the guest.
+enum Prepared<T> {
+    Pages(Receiving<T>),
+    Memory(Lent<T>),
+}
+
 struct Ready<T> {
     target: T,
     link: Link,
     progress: Progress,
     report: Report,
+    deed: Option<Deed>,
 }
 
 struct Failure {
@@ -73,19 +91,20 @@ fn unexpected(kind: Kind, expected: &'static str) -> MigrateError {
 }
 
 impl<B: Builder> Greeted<B> {
-    fn prepare(self) -> Next<Receiving<B::Target>> {
+    fn prepare(self) -> Next<Prepared<B::Target>> {
         let Greeted { builder, mut link, progress } = self;
         let fail = |link, progress, error, answer| Err(Box::new(Failure { link, progress, error, answer }));
         progress.update(|p| p.phase = Phase::Preflight);
-        let offer = match take_offer(&mut link) {
-            Ok(offer) => offer,
+        let (offer, memory) = match take_offer(&mut link) {
+            Ok(taken) => taken,
             Err(error) => return fail(link, progress, error, Kind::Abort),
         };
         let refusals = preflight(&offer, &builder.capabilities());
         if !refusals.is_empty() {
             return fail(link, progress, MigrateError::Refused(refusals), Kind::Refuse);
         }
-        let target = match builder.build(&offer) {
+        let (memory, deed) = memory.unzip();
+        let target = match builder.build(&offer, memory) {
             Ok(target) => target,
             Err(why) => {
                 let error = MigrateError::Refused(vec![format!("cannot build the machine: {why}")]);
@@ -96,18 +115,100 @@ impl<B: Builder> Greeted<B> {
         if let Err(error) = link.send(Kind::Accept, &[], "accepting the offer") {
             return fail(link, progress, error, Kind::Abort);
         }
-        let report = Report { memory_bytes: offer.memory_bytes(), ..Report::default() };
+        let mut report = Report { memory_bytes: offer.memory_bytes(), ..Report::default() };
+        if let Some(deed) = deed {
+            report.handed_over = true;
+            return Ok(Prepared::Memory(Lent { target, link, progress, report, deed }));
+        }
         let (known, written) = (PageSet::empty(&offer.regions), PageSet::empty(&offer.regions));
-        Ok(Receiving { target, link, progress, known, written, unpacked: Vec::new(), report })
+        let memory = target.memory();
+        let receiving =
+            Receiving { target, memory, link, progress, known, written, unpacked: Vec::new(), report };
+        Ok(Prepared::Pages(receiving))
     }
 }
 
-fn take_offer(link: &mut Link) -> Result<Offer, MigrateError> {
+fn take_offer(link: &mut Link) -> Result<(Offer, Option<(SharedRam, Deed)>), MigrateError> {
     let frame = link.recv("waiting for the offer")?;
     if frame.kind != Kind::Offer {
         return Err(unexpected(frame.kind, "an offer"));
     }
-    Ok(Offer::decode(frame.payload)?)
+    let handed_over = frame.flags & FLAG_MEMORY != 0;
+    let offer = Offer::decode(frame.payload)?;
+    let memory = if handed_over { Some(take_memory(link, &offer)?) } else { None };
+    Ok((offer, memory))
+}
+
+fn take_memory(link: &mut Link, offer: &Offer) -> Result<(SharedRam, Deed), MigrateError> {
+    link.at(Step::HandOver);
+    let (frame, descriptors) = link.recv_with_descriptors("waiting for guest memory")?;
+    if frame.kind != Kind::Memory {
+        return Err(unexpected(frame.kind, "the memory's descriptors"));
+    }
+    let Ok([memory, deed]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        return Err(MigrateError::Impossible(
+            "guest memory's descriptors were lost on the way; copy it (--memory copy)".into(),
+        ));
+    };
+    let memory = SharedRam::received(memory.into(), pieces(frame.payload)?, &offer.regions);
+    let deed = Deed::received(deed.into());
+    memory.and_then(|memory| Ok((memory, deed?))).map_err(MigrateError::Impossible)
+}
+
+impl<T: Target> Prepared<T> {
+    fn receive(self) -> Next<Ready<T>> {
+        match self {
+            Prepared::Pages(receiving) => receiving.receive(),
+            Prepared::Memory(lent) => lent.receive(),
+        }
+    }
+}
+
+/// Loads the state and says so.
+fn load<T: Target>(
+    target: &mut T,
+    link: &mut Link,
+    report: &mut Report,
+    blob: &[u8],
+) -> Result<(), MigrateError> {
+    report.blob_bytes = blob.len() as u64;
+    let begun = Instant::now();
+    target.load(blob).map_err(MigrateError::machine("loading the state"))?;
+    let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    link.at(Step::Ready);
+    link.send(Kind::Ready, &took.to_le_bytes(), "saying that all is loaded")
+}
+
+impl<T: Target> Lent<T> {
+    fn receive(mut self) -> Next<Ready<T>> {
+        match self.take_state() {
+            Ok(()) => {
+                let Lent { target, link, progress, report, deed } = self;
+                Ok(Ready { target, link, progress, report, deed: Some(deed) })
+            }
+            Err(error) => {
+                let Lent { link, progress, .. } = self;
+                Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }))
+            }
+        }
+    }
+
+    fn take_state(&mut self) -> Result<(), MigrateError> {
+        let Lent { target, link, progress, report, .. } = self;
+        link.at(Step::State);
+        let frame = link.recv("waiting for the state")?;
+        if frame.kind != Kind::State {
+            return Err(unexpected(frame.kind, "the state"));
+        }
+        let blob = frame.payload.to_vec();
+        progress.update(|p| p.phase = Phase::Paused);
+        link.at(Step::Finish);
+        let finish = link.recv("waiting for the finish")?;
+        if finish.kind != Kind::Finish {
+            return Err(unexpected(finish.kind, "the finish"));
+        }
+        load(target, link, report, &blob)
+    }
 }
 
 impl<T: Target> Receiving<T> {
@@ -115,7 +216,7 @@ impl<T: Target> Receiving<T> {
         match self.take_all() {
             Ok(()) => {
                 let Receiving { target, link, progress, report, .. } = self;
-                Ok(Ready { target, link, progress, report })
+                Ok(Ready { target, link, progress, report, deed: None })
             }
             Err(error) => {
                 let Receiving { link, progress, .. } = self;
@@ -143,8 +244,9 @@ impl<T: Target> Receiving<T> {
                     let c = &mut Cursor::new(frame.payload);
                     let list = runs(c, CHUNK_PAGES as usize)?;
                     let packed = frame.flags & FLAG_LZ4 != 0;
-                    let Receiving { target, known, written, unpacked, report, .. } = self;
-                    report.pages += put_pages(target, (known, written), &list, c.rest(), packed, unpacked)?;
+                    let Receiving { memory, known, written, unpacked, report, .. } = self;
+                    report.pages +=
+                        put_pages(&**memory, (known, written), &list, c.rest(), packed, unpacked)?;
                 }
                 Kind::RoundEnd if blob.is_none() => {
                     round = round.saturating_add(1);
@@ -190,7 +292,7 @@ impl<T: Target> Receiving<T> {
                         page += 1;
                     }
                     let len = (page - from) * PAGE_SIZE;
-                    let done = self.target.zero(from * PAGE_SIZE, len);
+                    let done = self.memory.zero(from * PAGE_SIZE, len);
                     done.map_err(MigrateError::machine("clearing guest memory"))?;
                 } else {
                     page += 1;
@@ -204,18 +306,13 @@ impl<T: Target> Receiving<T> {
         if !self.known.is_full() {
             return Err(MigrateError::Frame("some pages were never sent".into()));
         }
-        self.report.blob_bytes = blob.len() as u64;
         self.report.rounds = rounds;
-        let begun = Instant::now();
-        self.target.load(blob).map_err(MigrateError::machine("loading the state"))?;
-        let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.link.at(Step::Ready);
-        self.link.send(Kind::Ready, &took.to_le_bytes(), "saying that all is loaded")
+        load(&mut self.target, &mut self.link, &mut self.report, blob)
     }
 }
 
-fn put_pages<T: Target>(
-    target: &mut T,
+fn put_pages(
+    memory: &dyn Memory,
     (known, written): (&mut PageSet, &mut PageSet),
     list: &[Run],
     data: &[u8],
@@ -250,7 +347,7 @@ fn put_pages<T: Target>(
     let mut at = 0;
     for run in list {
         let part = &data[at..at + run.len() as usize];
-        target.write(run.gpa(), part).map_err(MigrateError::machine("writing guest memory"))?;
+        memory.write(run.gpa(), part).map_err(MigrateError::machine("writing guest memory"))?;
         let _ = known.insert(*run) && written.insert(*run);
         at += part.len();
     }
@@ -266,10 +363,15 @@ impl<T: Target> Ready<T> {
                 return Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }));
             }
         };
-        let Ready { target, mut link, progress, mut report } = self;
+        let Ready { target, mut link, progress, mut report, deed } = self;
+        if deed.as_ref().is_some_and(|deed| !deed.take()) {
+            let error = MigrateError::Withdrawn;
+            return Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }));
+        }
         let running = match target.run(advance) {
             Ok(running) => running,
             Err(why) => {
+                deed.iter().for_each(Deed::give_back);
                 let error = MigrateError::Machine { doing: "starting the guest", why: why.to_string() };
                 return Err(Box::new(Failure { link, progress, error, answer: Kind::NotRunning }));
             }
@@ -338,7 +440,7 @@ pub fn receive<B: Builder>(
 }
 
 fn receive_greeted<B: Builder>(greeted: Greeted<B>) -> Arrival<<B::Target as Target>::Running> {
-    match greeted.prepare().and_then(Receiving::receive).and_then(Ready::run) {
+    match greeted.prepare().and_then(Prepared::receive).and_then(Ready::run) {
         Ok((running, report)) => Arrival::Running(running, report),
         Err(failure) => Arrival::Failed(failure.give_up()),
     }

@@ -97,6 +97,12 @@ pub enum MigrateError {
     /// The guest dirties memory faster than it can be sent.
     #[error("not converging: {0}")]
     NotConverging(String),
+    /// What was asked for cannot be had; the text says what and why.
+    #[error("{0}")]
+    Impossible(String),
+    /// A local move: the source took the guest back before it ran here.
+    #[error("the source took the guest back")]
+    Withdrawn,
     /// The state does not fit in the protocol.
     #[error("{0}")]
     TooBig(String),

@@ -41,6 +41,8 @@ names! {
         Hello = "hello",
         /// Send the offer; answer it.
         Preflight = "preflight",
+        /// Hand guest memory over, or take it.
+        HandOver = "hand-over",
         /// Send or take the first pages.
         Precopy = "precopy",
         /// Finish or acknowledge a round.

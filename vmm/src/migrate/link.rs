@@ -5,6 +5,7 @@ use super::fault::{Action, Plan, Side, Step};
 use super::transport::Stream;
 use super::wire::{FrameHeader, HEADER_LEN, Kind, PREFACE_LEN, Preface, decode_texts, encode_texts};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How long an aborting side waits for the peer to read why.
@@ -28,6 +29,9 @@ pub struct Link {
     /// The frame being built; its first bytes are the header's room.
     out: Vec<u8>,
     payload: Vec<u8>,
+    /// The next read takes descriptors too.
+    wants_descriptors: bool,
+    descriptors: Vec<OwnedFd>,
     dead: bool,
 }
 
@@ -61,6 +65,8 @@ impl Link {
             seq_in: 0,
             out: Vec::new(),
             payload: Vec::new(),
+            wants_descriptors: false,
+            descriptors: Vec::new(),
             dead: false,
         }
     }
@@ -130,7 +136,11 @@ impl Link {
         let mut at = 0;
         while at < buf.len() {
             self.arm(doing)?;
-            match self.stream.read(&mut buf[at..]) {
+            let read = match self.wants_descriptors {
+                true => self.stream.read_with(&mut buf[at..], &mut self.descriptors),
+                false => self.stream.read(&mut buf[at..]),
+            };
+            match read {
                 Ok(0) => return Err(MigrateError::Closed { doing }),
                 Ok(n) => at += n,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -142,10 +152,24 @@ impl Link {
     }
 
     fn write_all(&mut self, bytes: &[u8], doing: &'static str) -> Result<(), MigrateError> {
+        self.write_all_with(bytes, &[], doing)
+    }
+
+    /// The descriptors go with the first byte.
+    fn write_all_with(
+        &mut self,
+        bytes: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        doing: &'static str,
+    ) -> Result<(), MigrateError> {
         let mut at = 0;
         while at < bytes.len() {
             self.arm(doing)?;
-            match self.stream.write(&bytes[at..]) {
+            let written = match at {
+                0 if !descriptors.is_empty() => self.stream.write_with(bytes, descriptors),
+                _ => self.stream.write(&bytes[at..]),
+            };
+            match written {
                 Ok(0) => return Err(MigrateError::Closed { doing }),
                 Ok(n) => {
                     at += n;
@@ -189,6 +213,22 @@ impl Link {
         flags: u16,
         doing: &'static str,
     ) -> Result<(), MigrateError> {
+        self.send_built_with(kind, flags, &[], doing)
+    }
+
+    /// True if descriptors go over this connection.
+    pub(super) fn carries_descriptors(&self) -> bool {
+        self.stream.carries_descriptors()
+    }
+
+    /// Sends the frame that [`Link::begin`] began, and descriptors with it.
+    pub(super) fn send_built_with(
+        &mut self,
+        kind: Kind,
+        flags: u16,
+        descriptors: &[BorrowedFd<'_>],
+        doing: &'static str,
+    ) -> Result<(), MigrateError> {
         let mut out = std::mem::take(&mut self.out);
         let len = out.len() - HEADER_LEN;
         if len > kind.max_len() {
@@ -210,7 +250,7 @@ impl Link {
             Some(Action::Repeat) => result = self.write_all(&out, doing),
             _ => {}
         }
-        let result = result.and_then(|()| self.write_all(&out, doing));
+        let result = result.and_then(|()| self.write_all_with(&out, descriptors, doing));
         self.out = out;
         result
     }
@@ -254,6 +294,20 @@ impl Link {
             }
         };
         Ok(Frame { kind: header.kind, flags: header.flags, payload: &self.payload })
+    }
+
+    /// The next frame, and the descriptors that came with it.
+    pub(super) fn recv_with_descriptors(
+        &mut self,
+        doing: &'static str,
+    ) -> Result<(Frame<'_>, Vec<OwnedFd>), MigrateError> {
+        self.descriptors.clear();
+        self.wants_descriptors = self.stream.carries_descriptors();
+        let result = self.recv(doing).map(|f| (f.kind, f.flags));
+        self.wants_descriptors = false;
+        let (kind, flags) = result?;
+        let descriptors = std::mem::take(&mut self.descriptors);
+        Ok((Frame { kind, flags, payload: &self.payload }, descriptors))
     }
 
     fn recv_frame(&mut self, doing: &'static str) -> Result<FrameHeader, MigrateError> {

@@ -1,15 +1,36 @@
 //! What a machine must be able to do to leave, and to arrive. `control` implements these over the real one.
 
 use super::offer::{Capabilities, Offer};
-use crate::memory::PageSet;
+use crate::memory::{PageSet, SharedRam};
+use std::sync::Arc;
 
 /// A machine's reason for not doing its part: text for the operator.
 pub type Fault = Box<dyn std::error::Error + Send + Sync>;
 
+/// Guest memory: what pages are copied from and to, by any thread.
+pub trait Memory: Send + Sync {
+    /// Copies out. The guest may be writing it at the same time.
+    ///
+    /// # Errors
+    /// The range is not guest memory.
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault>;
+    /// Puts bytes in.
+    ///
+    /// # Errors
+    /// The range is not guest memory.
+    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Fault>;
+    /// Makes it zero.
+    ///
+    /// # Errors
+    /// The range is not guest memory.
+    fn zero(&self, gpa: u64, len: u64) -> Result<(), Fault>;
+}
+
 /// A running machine that can be sent.
 ///
-/// The order of calls: `offer`, `start_logging`, then `take_dirty` and `read` many times, `pause`, `save`, a last `take_dirty` and
-/// `read`, `commit`. Until `commit`, `abandon` may come at any point and must leave the guest running as if nothing had been.
+/// The order of calls where memory is copied: `offer`, `start_logging`, then `take_dirty` many times while `memory` is read, `pause`,
+/// `save`, a last `take_dirty`, `commit`. Where it is handed over: `offer`, `hand_over`, `pause`, `save`, `commit`. Until `commit`,
+/// `abandon` may come at any point and must leave the guest running as if nothing had been.
 pub trait Source: Send {
     /// The machine after [`Source::commit`]: it can be described and ended, not resumed.
     type Gone: Send;
@@ -29,11 +50,15 @@ pub trait Source: Send {
     /// # Errors
     /// The backend's.
     fn take_dirty(&mut self, pages: &mut PageSet) -> Result<(), Fault>;
-    /// Copies guest memory out. The guest may be writing it at the same time.
+    /// Its memory, to read from.
+    fn memory(&self) -> Arc<dyn Memory>;
+    /// Its memory for another process on this machine to map.
     ///
     /// # Errors
-    /// The range is not guest memory.
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault>;
+    /// Why that cannot be done: it is copied then.
+    fn hand_over(&self) -> Result<SharedRam, Fault> {
+        Err("this machine's memory cannot be shared".into())
+    }
     /// Pages of `pages` that have never been touched and so are known to read as zeros may be taken out of the set and added
     /// to `zero`: they are not read at all.
     fn untouched(&self, pages: &mut PageSet, zero: &mut PageSet) {
@@ -70,27 +95,20 @@ pub trait Builder {
     type Target: Target;
     /// What this end can take.
     fn capabilities(&self) -> Capabilities;
-    /// Builds the machine, memory all zero, nothing running.
+    /// Builds the machine, nothing running, its memory all zero or the one that was handed over: the source's guest runs in that
+    /// until [`Target::run`], and nothing here may write it before.
     ///
     /// # Errors
     /// Sent to the source as a refusal.
-    fn build(self, offer: &Offer) -> Result<Self::Target, Fault>;
+    fn build(self, offer: &Offer, memory: Option<SharedRam>) -> Result<Self::Target, Fault>;
 }
 
 /// A machine that is being filled.
 pub trait Target {
     /// The machine with its guest running.
     type Running;
-    /// Puts bytes into guest memory.
-    ///
-    /// # Errors
-    /// The range is not guest memory.
-    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), Fault>;
-    /// Makes guest memory zero.
-    ///
-    /// # Errors
-    /// The range is not guest memory.
-    fn zero(&mut self, gpa: u64, len: u64) -> Result<(), Fault>;
+    /// Its memory, to fill.
+    fn memory(&self) -> Arc<dyn Memory>;
     /// Verifies a state container and loads it into the backend and the devices, all of it. All pages are in place.
     ///
     /// # Errors

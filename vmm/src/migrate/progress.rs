@@ -51,6 +51,12 @@ pub struct Report {
     pub throttle_percent: u8,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
+    /// Guest memory itself was handed over: nothing of it was copied.
+    #[serde(default)]
+    pub handed_over: bool,
+    /// Why it was copied although both ends are on one machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied_because: Option<String>,
 }
 
 /// A moment of a migration.

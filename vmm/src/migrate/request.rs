@@ -1,7 +1,7 @@
 //! What an operator asks for: the body of `PUT /migration`, and the flags of `godwit migrate`.
 
 use super::error::MigrateError;
-use super::switch::{OnTimeout, Options};
+use super::switch::{MemoryWay, OnTimeout, Options};
 use super::transport::Address;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -39,6 +39,8 @@ pub struct SendRequest {
     pub auto_converge: bool,
     /// Compress pages by LZ4.
     pub compress: bool,
+    /// Over `unix:`, hand memory over or copy it.
+    pub memory: MemoryWay,
     /// Accept another TSC frequency at the destination.
     pub allow_tsc_mismatch: bool,
     /// Send over TCP to another machine without TLS.
@@ -61,6 +63,7 @@ impl Default for SendRequest {
             on_timeout: o.on_timeout,
             auto_converge: o.auto_converge,
             compress: o.compress,
+            memory: o.memory,
             allow_tsc_mismatch: false,
             insecure: false,
             tls_dir: None,
@@ -89,6 +92,7 @@ impl SendRequest {
             on_timeout: self.on_timeout,
             auto_converge: self.auto_converge,
             compress: self.compress,
+            memory: self.memory,
             idle: Duration::from_secs(self.idle_s),
             ..Options::default()
         };

@@ -2,7 +2,7 @@
 
 use super::error::MigrateError;
 use super::link::Link;
-use super::machine::Source;
+use super::machine::Memory;
 use super::progress::Progress;
 use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, put_runs};
 use crate::memory::PAGE_SIZE;
@@ -62,9 +62,9 @@ impl Sender {
     }
 
     /// Sends all of `set`, and of `zero` only that it is zero.
-    pub(super) fn send<S: Source>(
+    pub(super) fn send(
         &mut self,
-        machine: &S,
+        memory: &dyn Memory,
         set: &PageSet,
         zero: Option<&PageSet>,
         link: &mut Link,
@@ -77,7 +77,7 @@ impl Sender {
             if progress.is_cancelled() {
                 return Err(MigrateError::Cancelled);
             }
-            self.chunk(machine, run, link)?;
+            self.chunk(memory, run, link)?;
             progress.update(|p| {
                 p.round_pages_done += run.count;
                 p.pages = self.pages;
@@ -89,10 +89,10 @@ impl Sender {
         self.flush_zero(link)
     }
 
-    fn chunk<S: Source>(&mut self, machine: &S, run: Run, link: &mut Link) -> Result<(), MigrateError> {
+    fn chunk(&mut self, memory: &dyn Memory, run: Run, link: &mut Link) -> Result<(), MigrateError> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let bytes = &mut scratch[..run.count as usize * PAGE];
-        let read = machine.read(run.gpa(), bytes).map_err(MigrateError::machine("reading guest memory"));
+        let read = memory.read(run.gpa(), bytes).map_err(MigrateError::machine("reading guest memory"));
         let mut result = read;
         let (mut at, pages) = (0, run.count as usize);
         while result.is_ok() && at < pages {

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   Idle ─hello─► Greeted ─offer─► Precopy ─rounds─► Paused ─state, last pages─► StateSent ─Ready, Commit─► Committed ─► Done
-//!     │              │                │                 │                            │                          │
-//!     └──────────────┴────────────────┴── any failure ──┴────────────────────────────┘                          │
+//!     │              │  └─offer, memory─► Lent ─────── pause, state ─────────────► │                            │
+//!     │              │                │                 │                          │                            │
+//!     └──────────────┴────────────────┴── any failure ──┴──────────────────────────┘                            │
 //!                                   the guest runs on, dirty bits given back                 answer lost: stays paused
 //! ```
 //!
-//! Each state owns the machine; a transition consumes it. `Committed` holds `Source::Gone`, which cannot be resumed.
+//! Each state owns the machine; a transition consumes it. `Committed` holds `Source::Gone`, which cannot be resumed. Where memory was
+//! handed over, both sides have a [`Deed`]: a lost answer is settled by it, and only a guest that was taken is gone.
 
 use super::error::MigrateError;
 use super::fault::Step;
@@ -15,9 +17,10 @@ use super::link::Link;
 use super::machine::Source;
 use super::progress::{Phase, Progress, Report};
 use super::sender::Sender;
-use super::switch::{Options, Round, Switch, Verdict};
-use super::wire::{Kind, caps, decode_texts};
-use crate::memory::PageSet;
+use super::switch::{MemoryWay, Options, Round, Switch, Verdict};
+use super::wire::{FLAG_MEMORY, Kind, caps, decode_texts, put_pieces};
+use crate::memory::{Deed, PageSet, SharedRam};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// How a migration ended, for the sending side.
@@ -64,7 +67,19 @@ struct Idle<S> {
 struct Greeted<S> {
     machine: S,
     context: Context,
-    lz4: bool,
+    /// Capabilities of both sides.
+    common: u32,
+}
+/// What the destination has accepted.
+enum Accepted<S> {
+    Pages(Precopy<S>),
+    Memory(Lent<S>),
+}
+/// Guest memory is mapped at the destination too, which does not touch it before it has the deed.
+struct Lent<S> {
+    machine: S,
+    context: Context,
+    deed: Deed,
 }
 struct Precopy<S> {
     machine: S,
@@ -78,19 +93,29 @@ struct Paused<S> {
     context: Context,
     sender: Sender,
     pending: PageSet,
+    since: Stop,
+}
+/// When the guest was stopped.
+#[derive(Clone, Copy)]
+struct Stop {
+    /// From here on it may have stood still.
     since: Instant,
+    /// And here its clock did. Its time at the destination counts from this one, so that it never gets ahead of the world's: a TSC that
+    /// cannot be set would have to go backwards.
+    clock: Instant,
 }
 struct StateSent<S> {
     machine: S,
     context: Context,
-    since: Instant,
+    since: Stop,
+    deed: Option<Deed>,
 }
 struct Committed<G> {
     gone: G,
     context: Context,
     since: Instant,
-    /// How sending the commit went.
-    sent: Result<(), MigrateError>,
+    /// The word that the guest runs, or why there will be none; `None`: still to come.
+    word: Option<Result<(), MigrateError>>,
 }
 
 /// Does `work`; on failure packs machine and context up for backing out.
@@ -111,35 +136,147 @@ fn unexpected(kind: Kind, expected: &'static str) -> MigrateError {
 
 impl<S: Source> Idle<S> {
     fn hello(self) -> Next<S, Greeted<S>> {
-        let (machine, context, lz4) = step(self.machine, self.context, |_, c| {
+        let (machine, context, common) = step(self.machine, self.context, |_, c| {
             let (_version, common) = c.link.hello()?;
-            Ok(c.options.compress && common & caps::LZ4 != 0)
+            Ok(common)
         })?;
-        Ok(Greeted { machine, context, lz4 })
+        Ok(Greeted { machine, context, common })
     }
 }
 
 impl<S: Source> Greeted<S> {
-    fn preflight(self) -> Next<S, Precopy<S>> {
-        let lz4 = self.lz4;
-        let (machine, context, (sender, pending)) = step(self.machine, self.context, |machine, c| {
+    fn preflight(self) -> Next<S, Accepted<S>> {
+        let lz4 = self.context.options.compress && self.common & caps::LZ4 != 0;
+        let common = self.common;
+        let (machine, context, (deed, all)) = step(self.machine, self.context, |machine, c| {
             const DOING: &str = "waiting for the destination's answer to the offer";
             c.progress.update(|p| p.phase = Phase::Preflight);
             let offer = machine.offer().map_err(MigrateError::machine("describing the machine"))?;
             c.report.memory_bytes = offer.memory_bytes();
+            let lend = c.lend(machine, common)?;
             c.link.at(Step::Preflight);
-            c.link.send(Kind::Offer, &offer.encode(), "sending the offer")?;
+            c.link.begin().extend_from_slice(&offer.encode());
+            let flags = if lend.is_some() { FLAG_MEMORY } else { 0 };
+            c.link.send_built(Kind::Offer, flags, "sending the offer")?;
+            if let Some((memory, deed)) = &lend {
+                c.link.at(Step::HandOver);
+                put_pieces(c.link.begin(), &memory.pieces);
+                let descriptors = [memory.file.as_fd(), deed.file().as_fd()];
+                c.link.send_built_with(Kind::Memory, 0, &descriptors, "handing guest memory over")?;
+            }
             let answer = c.link.recv(DOING)?;
             match answer.kind {
                 Kind::Accept => {}
                 Kind::Refuse => return Err(MigrateError::Refused(decode_texts(answer.payload)?)),
                 other => return Err(unexpected(other, "an answer to the offer")),
             }
+            c.report.handed_over = lend.is_some();
             c.taken = Some(PageSet::empty(&offer.regions));
-            machine.start_logging().map_err(MigrateError::machine("starting the dirty log"))?;
-            Ok((Sender::new(lz4, c.options.bandwidth), PageSet::full(&offer.regions)))
+            if lend.is_none() {
+                machine.start_logging().map_err(MigrateError::machine("starting the dirty log"))?;
+            }
+            Ok((lend.map(|(_, deed)| deed), PageSet::full(&offer.regions)))
         })?;
-        Ok(Precopy { machine, context, sender, pending })
+        Ok(match deed {
+            Some(deed) => Accepted::Memory(Lent { machine, context, deed }),
+            None => {
+                let sender = Sender::new(lz4, context.options.bandwidth);
+                Accepted::Pages(Precopy { machine, context, sender, pending: all })
+            }
+        })
+    }
+}
+
+impl<S: Source> Accepted<S> {
+    fn go(self) -> Next<S, StateSent<S>> {
+        match self {
+            Accepted::Pages(precopy) => precopy.rounds().and_then(Paused::state),
+            Accepted::Memory(lent) => lent.state(),
+        }
+    }
+}
+
+impl Context {
+    /// Guest memory and a deed for it, if they are to be handed over.
+    fn lend<S: Source>(
+        &mut self,
+        machine: &S,
+        common: u32,
+    ) -> Result<Option<(SharedRam, Deed)>, MigrateError> {
+        let way = self.options.memory;
+        if way == MemoryWay::Copy {
+            return Ok(None);
+        }
+        let could = if !self.link.carries_descriptors() {
+            Err("only unix: carries descriptors".to_owned())
+        } else if common & caps::MEMORY == 0 {
+            Err("the destination does not know how".to_owned())
+        } else {
+            let deed = || Deed::new().map_err(|e| format!("no deed could be made: {e}"));
+            machine.hand_over().map_err(|e| e.to_string()).and_then(|memory| Ok((memory, deed()?)))
+        };
+        match could {
+            Ok(lend) => Ok(Some(lend)),
+            Err(why) if way == MemoryWay::HandOver => {
+                Err(MigrateError::Impossible(format!("guest memory cannot be handed over: {why}")))
+            }
+            Err(why) => {
+                self.report.copied_because = self.link.carries_descriptors().then_some(why);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Stops the guest; from here on the blackout counts.
+    fn stop<S: Source>(&mut self, machine: &mut S) -> Result<Stop, MigrateError> {
+        if self.progress.is_cancelled() {
+            return Err(MigrateError::Cancelled);
+        }
+        self.link.at(Step::Pause);
+        let since = Instant::now();
+        self.link.set_deadline(Some(since + self.options.blackout));
+        machine.pause().map_err(MigrateError::machine("pausing the guest"))?;
+        let clock = Instant::now();
+        self.progress.update(|p| p.phase = Phase::Paused);
+        Ok(Stop { since, clock })
+    }
+
+    fn send_state<S: Source>(&mut self, machine: &mut S) -> Result<(), MigrateError> {
+        let blob = machine.save().map_err(MigrateError::machine("saving the state"))?;
+        self.report.blob_bytes = blob.len() as u64;
+        self.link.at(Step::State);
+        self.link.send(Kind::State, &blob, "sending the state")
+    }
+
+    fn send_finish(&mut self) -> Result<(), MigrateError> {
+        self.link.at(Step::Finish);
+        self.link.send(Kind::Finish, &self.report.rounds.to_le_bytes(), "finishing")
+    }
+
+    /// Waits for the word that the guest runs.
+    fn hear(&mut self) -> Result<(), MigrateError> {
+        self.link.at(Step::Running);
+        let answer = self.link.recv("waiting for the word that the guest runs")?;
+        match answer.kind {
+            Kind::Running => Ok(()),
+            Kind::NotRunning => {
+                let why = decode_texts(answer.payload)?.join("; ");
+                Err(MigrateError::Peer(format!("the guest does not run there: {why}")))
+            }
+            other => Err(unexpected(other, "the word that the guest runs")),
+        }
+    }
+}
+
+impl<S: Source> Lent<S> {
+    fn state(self) -> Next<S, StateSent<S>> {
+        let (machine, context, since) = step(self.machine, self.context, |machine, c| {
+            let since = c.stop(machine)?;
+            c.send_state(machine)?;
+            c.send_finish()?;
+            Ok(since)
+        })?;
+        Ok(StateSent { machine, context, since, deed: Some(self.deed) })
     }
 }
 
@@ -189,14 +326,7 @@ impl<S: Source> Precopy<S> {
                     }
                 }
             }
-            if c.progress.is_cancelled() {
-                return Err(MigrateError::Cancelled);
-            }
-            c.link.at(Step::Pause);
-            let since = Instant::now();
-            c.link.set_deadline(Some(since + c.options.blackout));
-            machine.pause().map_err(MigrateError::machine("pausing the guest"))?;
-            Ok(since)
+            c.stop(machine)
         })?;
         Ok(Paused { machine, context, sender, pending, since })
     }
@@ -214,7 +344,7 @@ impl<S: Source> Precopy<S> {
         let pages = pending.count();
         c.progress.update(|p| (p.round, p.round_pages, p.round_pages_done) = (number, pages, 0));
         c.link.at(Step::Precopy);
-        sender.send(machine, pending, Some(zero), &mut c.link, &c.progress)?;
+        sender.send(&*machine.memory(), pending, Some(zero), &mut c.link, &c.progress)?;
         pending.clear();
         zero.clear();
         c.link.at(Step::Round);
@@ -234,29 +364,24 @@ impl<S: Source> Paused<S> {
     fn state(self) -> Next<S, StateSent<S>> {
         let Paused { machine, context, mut sender, mut pending, since } = self;
         let (machine, context, ()) = step(machine, context, |machine, c| {
-            c.progress.update(|p| p.phase = Phase::Paused);
-            let blob = machine.save().map_err(MigrateError::machine("saving the state"))?;
-            c.report.blob_bytes = blob.len() as u64;
-            c.link.at(Step::State);
-            c.link.send(Kind::State, &blob, "sending the state")?;
+            c.send_state(machine)?;
             // Saving may have written guest memory: the last log comes after it.
             c.fetch(machine, &mut pending)?;
             c.report.last_pages = pending.count();
             c.report.rounds += 1;
             sender.lift_cap();
-            sender.send(machine, &pending, None, &mut c.link, &c.progress)?;
+            sender.send(&*machine.memory(), &pending, None, &mut c.link, &c.progress)?;
             (c.report.pages, c.report.zero_pages) = (sender.pages, sender.zero_pages);
-            c.link.at(Step::Finish);
-            c.link.send(Kind::Finish, &c.report.rounds.to_le_bytes(), "finishing")
+            c.send_finish()
         })?;
-        Ok(StateSent { machine, context, since })
+        Ok(StateSent { machine, context, since, deed: None })
     }
 }
 
 impl<S: Source> StateSent<S> {
     fn commit(self) -> Next<S, Committed<S::Gone>> {
-        let since = self.since;
-        let (machine, context, sent) = step(self.machine, self.context, |_, c| {
+        let StateSent { machine, context, since, deed } = self;
+        let (machine, mut context, sent) = step(machine, context, |_, c| {
             c.link.at(Step::Ready);
             let ready = c.link.recv("waiting for the destination to load the state")?;
             if ready.kind != Kind::Ready || ready.payload.len() != 8 {
@@ -267,7 +392,7 @@ impl<S: Source> StateSent<S> {
             }
             c.link.set_deadline(Some(Instant::now() + c.options.blackout));
             c.link.at(Step::Commit);
-            let paused_ns = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let paused_ns = u64::try_from(since.clock.elapsed().as_nanos()).unwrap_or(u64::MAX);
             match c.link.send_surely(Kind::Commit, &paused_ns.to_le_bytes(), "giving the guest away") {
                 // Not a byte has left: nothing was committed.
                 Err(Ok(error)) => Err(error),
@@ -275,36 +400,32 @@ impl<S: Source> StateSent<S> {
                 Ok(()) => Ok(Ok(())),
             }
         })?;
-        // From here on the guest is the destination's: whether the message arrives or not, it may run there.
         context.progress.update(|p| p.phase = Phase::Committed);
-        Ok(Committed { gone: machine.commit(), context, since, sent })
+        let word = match (deed, sent) {
+            // From here on the guest is the destination's: whether the message arrives or not, it may run there.
+            (None, Ok(())) => None,
+            (None, Err(error)) => Some(Err(error)),
+            // Whoever changes the deed first has the guest.
+            (Some(deed), sent) => match sent.and_then(|()| context.hear()) {
+                Err(error) if deed.withdraw() => {
+                    return Err(Box::new(Failure { machine, context, error }));
+                }
+                word => Some(word),
+            },
+        };
+        Ok(Committed { gone: machine.commit(), context, since: since.since, word })
     }
 }
 
 impl<G> Committed<G> {
     /// Waits for the word that the guest runs. Whatever comes of it, it is given away.
-    fn finish(mut self) -> (G, Context, Result<(), MigrateError>) {
-        let sent = std::mem::replace(&mut self.sent, Ok(()));
-        let confirmed = sent.and_then(|()| self.confirm());
-        let c = &mut self.context;
-        c.report.downtime_ms = self.since.elapsed().as_secs_f64() * 1e3;
+    fn finish(self) -> (G, Context, Result<(), MigrateError>) {
+        let Committed { gone, context: mut c, since, word } = self;
+        let confirmed = word.unwrap_or_else(|| c.hear());
+        c.report.downtime_ms = since.elapsed().as_secs_f64() * 1e3;
         c.report.total_ms = c.progress.elapsed().as_secs_f64() * 1e3;
         c.report.bytes = c.link.sent();
-        (self.gone, self.context, confirmed)
-    }
-
-    fn confirm(&mut self) -> Result<(), MigrateError> {
-        let c = &mut self.context;
-        c.link.at(Step::Running);
-        let answer = c.link.recv("waiting for the word that the guest runs")?;
-        match answer.kind {
-            Kind::Running => Ok(()),
-            Kind::NotRunning => {
-                let why = decode_texts(answer.payload)?.join("; ");
-                Err(MigrateError::Peer(format!("the guest does not run there: {why}")))
-            }
-            other => Err(unexpected(other, "the word that the guest runs")),
-        }
+        (gone, c, confirmed)
     }
 }
 
@@ -336,8 +457,7 @@ pub fn send<S: Source>(machine: S, link: Link, options: Options, progress: Progr
     let committed = Idle { machine, context }
         .hello()
         .and_then(Greeted::preflight)
-        .and_then(Precopy::rounds)
-        .and_then(Paused::state)
+        .and_then(Accepted::go)
         .and_then(StateSent::commit);
     let committed = match committed {
         Ok(committed) => committed,

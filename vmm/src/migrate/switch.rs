@@ -14,6 +14,19 @@ pub enum OnTimeout {
     Force,
 }
 
+/// How guest memory gets to a destination on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryWay {
+    /// Handed over if it can be, else copied.
+    #[default]
+    Auto,
+    /// Handed over as descriptors over `unix:`, or not at all.
+    HandOver,
+    /// Copied.
+    Copy,
+}
+
 /// What the operator wants.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -31,6 +44,8 @@ pub struct Options {
     pub auto_converge: bool,
     /// Compress pages by LZ4.
     pub compress: bool,
+    /// Hand memory over or copy it.
+    pub memory: MemoryWay,
     /// How long the peer may be silent, and this side wait in any one step.
     pub idle: Duration,
     /// How long the guest may stand still at worst before the attempt is given up.
@@ -47,6 +62,7 @@ impl Default for Options {
             on_timeout: OnTimeout::Cancel,
             auto_converge: true,
             compress: false,
+            memory: MemoryWay::Auto,
             idle: Duration::from_secs(10),
             blackout: Duration::from_secs(30),
         }

@@ -3,11 +3,13 @@
 use super::fault::{Action, Plan, Side, Step};
 use super::offer::tests::{capabilities, offer};
 use super::*;
-use crate::memory::{PAGE_SIZE, PageSet, Run};
+use crate::memory::ram::{Backing, allocate, make_writable};
+use crate::memory::{GuestRam, PAGE_SIZE, PageSet, Region, Run, SharedRam};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use vm_memory::{Bytes, GuestAddress};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -23,11 +25,53 @@ struct World {
     throttle: AtomicU64,
 }
 
+/// Guest memory of both mocks: real, since it may be handed over.
+struct Ram {
+    ram: GuestRam,
+    len: usize,
+}
+
+impl Ram {
+    fn new(offer: &Offer, backing: &Backing) -> Arc<Ram> {
+        let len = offer.memory_bytes() as usize;
+        Arc::new(Ram { ram: allocate(len as u64, backing).unwrap(), len })
+    }
+
+    /// Offset in it of a guest address: the regions one after the other.
+    fn at(gpa: u64) -> GuestAddress {
+        GuestAddress(if gpa >= HIGH { LOW_LEN + gpa - HIGH } else { gpa })
+    }
+
+    fn all(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len];
+        self.ram.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        bytes
+    }
+
+    fn put(&self, at: usize, bytes: &[u8]) {
+        self.ram.write_slice(bytes, GuestAddress(at as u64)).unwrap();
+    }
+}
+
+impl Memory for Ram {
+    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        Memory::read(&*self.ram, Ram::at(gpa).0, buf)
+    }
+    fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Fault> {
+        Memory::write(&*self.ram, Ram::at(gpa).0, bytes)
+    }
+    fn zero(&self, gpa: u64, len: u64) -> Result<(), Fault> {
+        Memory::zero(&*self.ram, Ram::at(gpa).0, len)
+    }
+}
+
 /// A guest that writes some pages whenever its log is read, as if time had passed.
 struct MockSource {
     world: Arc<World>,
     offer: Offer,
-    memory: Vec<u8>,
+    memory: Arc<Ram>,
+    /// Whether [`Source::hand_over`] gives it away.
+    shared: bool,
     logging: bool,
     log: PageSet,
     /// Dirty bits of another reader (a diff snapshot): every page ever written must be here when the guest stays.
@@ -41,11 +85,12 @@ struct MockSource {
 impl MockSource {
     fn new(world: &Arc<World>, offer: Offer, pages_a_turn: u64) -> Self {
         world.source_runs.store(true, Ordering::SeqCst);
-        let memory = vec![0; offer.memory_bytes() as usize];
+        let memory = Ram::new(&offer, &Backing::Shared);
         let empty = PageSet::empty(&offer.regions);
         let mut machine = MockSource {
             world: Arc::clone(world),
             memory,
+            shared: true,
             logging: false,
             log: empty.clone(),
             kept: empty.clone(),
@@ -59,18 +104,6 @@ impl MockSource {
         machine
     }
 
-    /// Offset in `memory` of a guest address.
-    fn at(offer: &Offer, gpa: u64) -> usize {
-        let mut offset = 0;
-        for r in &offer.regions {
-            if gpa >= r.gpa && gpa < r.gpa + r.len {
-                return (offset + gpa - r.gpa) as usize;
-            }
-            offset += r.len;
-        }
-        panic!("{gpa:#x} is not guest memory");
-    }
-
     fn live(&mut self) {
         let throttle = self.world.throttle.load(Ordering::SeqCst);
         for i in 0..self.pages_a_turn * (100 - throttle) / 100 {
@@ -79,9 +112,9 @@ impl MockSource {
             let page = (self.turn >> 33) % pages;
             // Some writes make a page zero again.
             let value = if page.is_multiple_of(5) { 0 } else { (self.turn >> 20) as u8 };
-            self.memory[page as usize * PAGE + (self.turn >> 50) as usize % PAGE] = value;
+            self.memory.put(page as usize * PAGE + (self.turn >> 50) as usize % PAGE, &[value]);
             if page.is_multiple_of(7) {
-                self.memory[page as usize * PAGE..][..PAGE].fill(0);
+                self.memory.put(page as usize * PAGE, &[0; PAGE]);
             }
             let first = self.offer.regions[0].len / PAGE_SIZE;
             let number =
@@ -120,10 +153,25 @@ impl Source for MockSource {
         self.log.clear();
         Ok(())
     }
-    fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        let at = Self::at(&self.offer, gpa);
-        buf.copy_from_slice(&self.memory[at..at + buf.len()]);
-        Ok(())
+    fn memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.memory) as _
+    }
+    fn hand_over(&self) -> Result<SharedRam, Fault> {
+        if !self.shared {
+            return Err("it is private".into());
+        }
+        let mut shared = SharedRam::of(&self.memory.ram)?;
+        let mut offset = 0;
+        shared.pieces = self
+            .offer
+            .regions
+            .iter()
+            .map(|r| {
+                offset += r.len;
+                (*r, offset - r.len)
+            })
+            .collect();
+        Ok(shared)
     }
     fn throttle(&mut self, percent: u8) -> Result<(), Fault> {
         self.world.throttle.store(percent.into(), Ordering::SeqCst);
@@ -138,10 +186,10 @@ impl Source for MockSource {
     fn save(&mut self) -> Result<Vec<u8>, Fault> {
         self.may("save")?;
         // Saving writes guest memory, as real devices do.
-        self.memory[3 * PAGE] ^= 0x55;
+        self.memory.put(3 * PAGE, &[self.memory.all()[3 * PAGE] ^ 0x55]);
         assert!(self.log.insert(Run { page: 3, count: 1 }) && self.ever.insert(Run { page: 3, count: 1 }));
         let blob = format!("state after {}", self.turn).into_bytes();
-        *self.world.left.lock().unwrap() = Some((self.memory.clone(), blob.clone()));
+        *self.world.left.lock().unwrap() = Some((self.memory.all(), blob.clone()));
         Ok(blob)
     }
     fn abandon(&mut self, taken: &PageSet) -> Result<(), Fault> {
@@ -164,8 +212,7 @@ struct MockBuilder {
 
 struct MockTarget {
     world: Arc<World>,
-    offer: Offer,
-    memory: Vec<u8>,
+    memory: Arc<Ram>,
     blob: Vec<u8>,
     fail: Option<&'static str>,
 }
@@ -175,26 +222,24 @@ impl Builder for MockBuilder {
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
     }
-    fn build(self, offer: &Offer) -> Result<MockTarget, Fault> {
+    fn build(self, offer: &Offer, memory: Option<SharedRam>) -> Result<MockTarget, Fault> {
         if self.fail == Some("build") {
             return Err("no memory".into());
         }
-        let memory = vec![0; offer.memory_bytes() as usize];
-        Ok(MockTarget { world: self.world, offer: offer.clone(), memory, blob: vec![], fail: self.fail })
+        let backing = memory.map_or(Backing::Shared, |mut shared| {
+            // One region here, whatever the offer has: the mock's addresses are offsets.
+            shared.pieces = vec![(Region { gpa: 0, len: offer.memory_bytes() }, 0)];
+            Backing::HandedOver(shared)
+        });
+        let memory = Ram::new(offer, &backing);
+        Ok(MockTarget { world: self.world, memory, blob: vec![], fail: self.fail })
     }
 }
 
 impl Target for MockTarget {
     type Running = ();
-    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), Fault> {
-        let at = MockSource::at(&self.offer, gpa);
-        self.memory[at..at + bytes.len()].copy_from_slice(bytes);
-        Ok(())
-    }
-    fn zero(&mut self, gpa: u64, len: u64) -> Result<(), Fault> {
-        let at = MockSource::at(&self.offer, gpa);
-        self.memory[at..at + len as usize].fill(0);
-        Ok(())
+    fn memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.memory) as _
     }
     fn load(&mut self, container: &[u8]) -> Result<(), Fault> {
         if self.fail == Some("load") {
@@ -210,7 +255,9 @@ impl Target for MockTarget {
         // Never two: at this instant the source must not run.
         assert!(!self.world.source_runs.load(Ordering::SeqCst), "two guests run");
         self.world.advance_ns.store(advance_ns, Ordering::SeqCst);
-        *self.world.arrived.lock().unwrap() = Some((self.memory, self.blob));
+        *self.world.arrived.lock().unwrap() = Some((self.memory.all(), self.blob));
+        make_writable(&self.memory.ram).unwrap();
+        self.memory.put(0, b"it runs here");
         self.world.destination_runs.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -223,6 +270,8 @@ struct Case {
     options: Options,
     capabilities: Capabilities,
     pages_a_turn: u64,
+    /// Memory cannot be handed over.
+    private: bool,
 }
 
 impl Default for Case {
@@ -231,7 +280,8 @@ impl Default for Case {
         host.max_memory_bytes = 1 << 30;
         let options =
             Options { idle: Duration::from_secs(60), downtime: Duration::ZERO, ..Options::default() };
-        let options = Options { max_rounds: 4, on_timeout: OnTimeout::Force, ..options };
+        let options =
+            Options { max_rounds: 4, on_timeout: OnTimeout::Force, memory: MemoryWay::Copy, ..options };
         Case {
             plan: None,
             source_fails: None,
@@ -239,6 +289,7 @@ impl Default for Case {
             options,
             capabilities: host,
             pages_a_turn: 200,
+            private: false,
         }
     }
 }
@@ -272,9 +323,13 @@ impl Ended {
     }
 }
 
+/// Where the second region begins, and how long the first is.
+const HIGH: u64 = 1 << 32;
+const LOW_LEN: u64 = 4 << 20;
+
 fn big_offer() -> Offer {
     let mut o = offer();
-    o.regions[0].len = 4 << 20;
+    o.regions = vec![Region { gpa: 0, len: LOW_LEN }, Region { gpa: HIGH, len: 1 << 20 }];
     o
 }
 
@@ -296,6 +351,7 @@ fn migrate(case: Case) -> Ended {
         std::thread::spawn(move || receive(builder, from, Progress::new("destination", "test")));
     let mut machine = MockSource::new(&world, big_offer(), case.pages_a_turn);
     machine.fail = case.source_fails;
+    machine.shared = !case.private;
     let progress = Progress::new("source", "test");
     let (options, shown) = (case.options, progress.clone());
     let source = std::thread::spawn(move || send(machine, to, options, shown));
@@ -321,6 +377,9 @@ fn check(name: &str, e: &Ended) {
             assert!(machine.kept == all, "{name}: dirty bits are lost");
             assert_eq!(e.world.throttle.load(Ordering::SeqCst), 0, "{name}: still throttled");
             assert_eq!(e.source_progress.snapshot().phase, Phase::Failed);
+            if let Some((left, _)) = &*e.world.left.lock().unwrap() {
+                assert!(*left == machine.memory.all(), "{name}: memory changed while the guest stood still");
+            }
         }
         Some(Outcome::Unconfirmed((), _)) => {
             assert!(!at_source, "{name}: given away and still running");
@@ -349,8 +408,8 @@ fn a_guest_moves_with_all_its_pages() {
     }
 }
 
-#[test]
-fn every_fault_at_every_step_leaves_one_guest() {
+/// Every fault at every step of either side, for one way of moving.
+fn every_fault(way: &str, case: impl Fn() -> Case, mut each: impl FnMut(&str, Plan, &Ended)) {
     let mut moved = 0;
     for side in Side::ALL {
         for step in Step::ALL {
@@ -358,37 +417,98 @@ fn every_fault_at_every_step_leaves_one_guest() {
                 if *step == Step::Pause && *side == Side::Destination {
                     continue;
                 }
-                let name = format!("{}:{}:{}", side.name(), step.name(), action.name());
+                let name = format!("{way}: {}:{}:{}", side.name(), step.name(), action.name());
                 let kill = || std::panic::resume_unwind(Box::new("killed"));
                 let stall = Duration::from_millis(300);
                 let plan = Plan { side: *side, step: *step, action: *action, kill, stall };
-                let mut case = Case { plan: Some(plan), ..Case::default() };
+                let mut case = Case { plan: Some(plan), ..case() };
                 if *action == Action::Stall {
                     case.options.idle = Duration::from_millis(100);
                 }
                 let e = migrate(case);
                 check(&name, &e);
-                let (at_source, at_destination) = e.runs();
-                // Only after the commit may nobody run, and then the source says what it waits for.
-                // A frame sent twice is noticed where the next one is due, and the frame after the source's look at
-                // `Ready` is the commit.
-                let late =
-                    [Step::State, Step::Finish, Step::Ready].contains(step) && *action == Action::Repeat;
-                let at_commit = (*side, *step) == (Side::Source, Step::Ready) && *action != Action::Cut;
-                let after = [Step::Commit, Step::Running].contains(step) || late || at_commit;
-                match &e.source {
-                    None => assert!(*action == Action::Kill && *side == Side::Source, "{name}"),
-                    Some(Outcome::Unconfirmed(..)) => assert!(after, "{name}: {}", e.error()),
-                    Some(_) => assert!(at_source || at_destination, "{name}: nobody runs"),
+                if e.source.is_none() {
+                    assert!(*action == Action::Kill && *side == Side::Source, "{name}");
                 }
-                if e.source.is_none() && !after {
-                    assert!(!at_destination, "{name}: the source died and the destination runs");
-                }
+                each(&name, plan, &e);
                 moved += u32::from(matches!(e.source, Some(Outcome::Moved(..))));
             }
         }
     }
     assert!(moved > 0, "faults that come too late to matter should let some guests move");
+}
+
+#[test]
+fn every_fault_at_every_step_leaves_one_guest() {
+    every_fault("copied", Case::default, |name, plan, e| {
+        let Plan { side, step, action, .. } = plan;
+        let (at_source, at_destination) = e.runs();
+        // Only after the commit may nobody run, and then the source says what it waits for.
+        // A frame sent twice is noticed where the next one is due, and the frame after the source's look at
+        // `Ready` is the commit.
+        let late = [Step::State, Step::Finish, Step::Ready].contains(&step) && action == Action::Repeat;
+        let at_commit = (side, step) == (Side::Source, Step::Ready) && action != Action::Cut;
+        let after = [Step::Commit, Step::Running].contains(&step) || late || at_commit;
+        match &e.source {
+            None => assert!(after || !at_destination, "{name}: the source died and the destination runs"),
+            Some(Outcome::Unconfirmed(..)) => assert!(after, "{name}: {}", e.error()),
+            Some(_) => assert!(at_source || at_destination, "{name}: nobody runs"),
+        }
+    });
+}
+
+fn lending() -> Case {
+    let mut case = Case::default();
+    case.options.memory = MemoryWay::HandOver;
+    case
+}
+
+#[test]
+fn a_guest_whose_memory_is_handed_over_runs_on_exactly_one_side_whatever_happens() {
+    every_fault("handed over", lending, |name, plan, e| {
+        let (at_source, at_destination) = e.runs();
+        if e.source.is_some() {
+            assert!(at_source || at_destination, "{name}: nobody runs");
+        }
+        if let Some(Outcome::Unconfirmed(..)) = e.source {
+            assert!(at_destination, "{name}: the deed says that it was taken");
+        }
+        if e.source.is_none() && plan.step != Step::Running {
+            let sent = [Step::Commit, Step::Ready].contains(&plan.step);
+            assert!(sent || !at_destination, "{name}: the source died and the destination runs");
+        }
+    });
+}
+
+#[test]
+fn memory_is_handed_over_where_it_can_be_and_copied_where_not() {
+    let e = migrate(lending());
+    check("handed over", &e);
+    let Some(Outcome::Moved((), report)) = &e.source else { panic!("{}", e.error()) };
+    assert!(report.handed_over && report.pages == 0 && report.bytes < 4096, "{report:?}");
+    for (way, moves) in [(MemoryWay::Auto, true), (MemoryWay::HandOver, false)] {
+        let mut case = Case { private: true, ..Case::default() };
+        case.options.memory = way;
+        let e = migrate(case);
+        check("private", &e);
+        match &e.source {
+            Some(Outcome::Moved((), report)) => {
+                assert!(moves && !report.handed_over && report.pages > 0);
+                assert_eq!(report.copied_because.as_deref(), Some("it is private"));
+            }
+            _ => assert!(!moves && e.error().contains("cannot be handed over: it is private")),
+        }
+    }
+    // The machine fails to run with the deed in its hand: it gives the guest back, and nobody is asked.
+    let e = migrate(Case { destination_fails: Some("run"), ..lending() });
+    check("given back", &e);
+    assert_eq!(e.runs(), (true, false));
+    assert!(e.error().contains("no thread"), "{}", e.error());
+    for fails in ["build", "load"] {
+        let e = migrate(Case { destination_fails: Some(fails), ..lending() });
+        check(fails, &e);
+        assert_eq!(e.runs(), (true, false));
+    }
 }
 
 #[test]

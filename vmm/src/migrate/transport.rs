@@ -1,9 +1,16 @@
 //! Addresses and sockets: `tcp:HOST:PORT`, `unix:PATH`, `vsock:CID:PORT`.
 
 use super::error::MigrateError;
+use super::wire::MAX_DESCRIPTORS;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -108,6 +115,26 @@ pub trait Stream: Read + Write + Send {
     fn write_fails_clean(&self) -> bool {
         false
     }
+    /// True if descriptors go over it, to a process on this machine.
+    fn carries_descriptors(&self) -> bool {
+        false
+    }
+    /// Writes `bytes`, the descriptors with the first of them.
+    ///
+    /// # Errors
+    /// The system's; this connection carries none.
+    fn write_with(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let _ = (bytes, descriptors);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Reads, and takes the descriptors that came with the bytes.
+    ///
+    /// # Errors
+    /// The system's; this connection carries none.
+    fn read_with(&mut self, buf: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
+        let _ = (buf, descriptors);
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Ends the sending direction; the peer reads to the end.
     fn finish(&mut self);
     /// Ends both directions at once, from any thread's point of view.
@@ -122,6 +149,29 @@ impl Stream for Socket {
     }
     fn write_fails_clean(&self) -> bool {
         true
+    }
+    fn carries_descriptors(&self) -> bool {
+        self.local_addr().is_ok_and(|a| a.domain() == Domain::UNIX)
+    }
+    fn write_with(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(sendmsg(&*self, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
+    }
+    fn read_with(&mut self, buf: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let n = recvmsg(&*self, &mut [IoSliceMut::new(buf)], &mut ancillary, flags)?.bytes;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                descriptors.extend(received);
+            }
+        }
+        Ok(n)
     }
     fn finish(&mut self) {
         let _ = self.shutdown(std::net::Shutdown::Write);

@@ -1,8 +1,7 @@
 //! Preface, frames and messages: the bytes of `docs/MIGRATION-PROTOCOL.md`.
 
 use super::error::MigrateError;
-use crate::memory::PAGE_SIZE;
-use crate::memory::Run;
+use crate::memory::{MAX_REGIONS, PAGE_SIZE, Region, Run};
 use crate::state::codec::{CodecError, Cursor, put_blob};
 
 /// First eight bytes that each side sends.
@@ -22,6 +21,11 @@ pub(super) const MAX_ZERO_RUNS: usize = 4096;
 pub(super) const HEADER_LEN: usize = 20;
 /// [`Kind::Pages`]: the pages are one LZ4 block.
 pub(super) const FLAG_LZ4: u16 = 1;
+/// [`Kind::Offer`]: [`Kind::Memory`] follows at once.
+pub(super) const FLAG_MEMORY: u16 = 1;
+
+/// Most descriptors with a frame.
+pub(super) const MAX_DESCRIPTORS: usize = 2;
 
 const MAX_TEXT: u32 = 1024;
 const MAX_TEXTS: u32 = 64;
@@ -30,6 +34,10 @@ const MAX_TEXTS: u32 = 64;
 pub(super) mod caps {
     /// Takes LZ4 blocks.
     pub(crate) const LZ4: u32 = 1;
+    /// Takes guest memory as descriptors.
+    pub(crate) const MEMORY: u32 = 2;
+    /// All of this build.
+    pub(crate) const OURS: u32 = LZ4 | MEMORY;
 }
 
 /// The preface: the same 16 bytes in every version of the protocol.
@@ -42,7 +50,7 @@ pub(super) struct Preface {
 
 impl Preface {
     pub(super) fn ours() -> Self {
-        Preface { min: MIN_VERSION, max: MAX_VERSION, caps: caps::LZ4 }
+        Preface { min: MIN_VERSION, max: MAX_VERSION, caps: caps::OURS }
     }
 
     pub(super) fn encode(self) -> [u8; PREFACE_LEN] {
@@ -129,6 +137,8 @@ kinds! {
     Abort = 14, 8 << 10, "an abort";
     /// Either: still there; means nothing else.
     KeepAlive = 15, 0, "a sign of life";
+    /// Source: guest memory itself, as descriptors.
+    Memory = 16, 4 + MAX_REGIONS as usize * 24, "the memory's descriptors";
 }
 
 /// A frame's header.
@@ -166,7 +176,11 @@ impl FrameHeader {
         }
         let kind =
             Kind::from_code(code).ok_or_else(|| MigrateError::Frame(format!("kind {code} is not known")))?;
-        let allowed = if kind == Kind::Pages { FLAG_LZ4 } else { 0 };
+        let allowed = match kind {
+            Kind::Pages => FLAG_LZ4,
+            Kind::Offer => FLAG_MEMORY,
+            _ => 0,
+        };
         if flags & !allowed != 0 {
             return Err(MigrateError::Frame(format!("unknown flags {flags:#x} on {}", kind.name())));
         }
@@ -190,6 +204,30 @@ pub(super) fn put_runs(out: &mut Vec<u8>, runs: &[Run]) {
 pub(super) fn runs(c: &mut Cursor<'_>, limit: usize) -> Result<Vec<Run>, CodecError> {
     let n = c.count(limit as u32, 16, "number of runs")?;
     (0..n).map(|_| Ok(Run { page: c.u64("page number")?, count: c.u64("page count")? })).collect()
+}
+
+/// Regions, and where they lie in a memory file.
+pub(super) fn put_pieces(out: &mut Vec<u8>, pieces: &[(Region, u64)]) {
+    out.extend_from_slice(&(pieces.len() as u32).to_le_bytes());
+    for (region, offset) in pieces {
+        for number in [region.gpa, region.len, *offset] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+}
+
+/// What [`put_pieces`] wrote; the caller checks it.
+pub(super) fn pieces(bytes: &[u8]) -> Result<Vec<(Region, u64)>, CodecError> {
+    let c = &mut Cursor::new(bytes);
+    let n = c.count(MAX_REGIONS, 24, "number of memory regions")?;
+    let pieces = (0..n)
+        .map(|_| {
+            let region = Region { gpa: c.u64("region address")?, len: c.u64("region length")? };
+            Ok((region, c.u64("offset in the memory file")?))
+        })
+        .collect();
+    c.end("the memory's descriptors")?;
+    pieces
 }
 
 /// Texts for the operator, cut to what the peer takes.
@@ -238,7 +276,7 @@ mod tests {
     /// Frozen: what a peer of any age sends first.
     #[test]
     fn the_preface_is_what_the_document_says() {
-        assert_eq!(Preface::ours().encode(), *b"GODWITMG\x01\x00\x01\x00\x01\x00\x00\x00");
+        assert_eq!(Preface::ours().encode(), *b"GODWITMG\x01\x00\x01\x00\x03\x00\x00\x00");
     }
 
     #[test]
