@@ -3,25 +3,10 @@
 //!
 //! `scripts/setup --tests` installs both; without them the tests say that they are skipped.
 
+use crate::guest::cached;
 use godwit_tests::harness::{PATIENCE, Process, Scratch, program};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
-
-/// Kernel and initramfs in the cache folder of the set-up.
-fn images() -> Result<(PathBuf, PathBuf), String> {
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = var("GODWIT_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("godwit")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))
-        .ok_or("no cache folder")?;
-    let (kernel, initrd) = (cache.join("linux/bzImage"), cache.join("initramfs.cpio.gz"));
-    let missing = [&kernel, &initrd].into_iter().find(|p| !p.is_file()).cloned();
-    match missing {
-        Some(missing) => Err(format!("{} is missing: scripts/setup --tests", missing.display())),
-        None => Ok((kernel, initrd)),
-    }
-}
 
 /// What a shell command prints here.
 fn here(command: &str) -> Option<String> {
@@ -30,8 +15,9 @@ fn here(command: &str) -> Option<String> {
 }
 
 fn boots(name: &str, vcpus: u32) {
-    let ((kernel, initrd), godwit, plugin) =
-        match (images(), program("godwit"), program("libgodwit_backend_interp.so")) {
+    let images = cached(["linux/bzImage", "initramfs.cpio.gz"], "--tests");
+    let ([kernel, initrd], godwit, plugin) =
+        match (images, program("godwit"), program("libgodwit_backend_interp.so")) {
             (Ok(images), Ok(godwit), Ok(plugin)) => (images, godwit, plugin),
             (Err(why), ..) | (_, Err(why), _) | (.., Err(why)) => return println!("SKIPPED {name}: {why}"),
         };

@@ -1,0 +1,6 @@
+//! Debian's unmodified Linux on the interpreter, by the real `godwit` binary. What is not installed is skipped by name.
+
+mod boot;
+mod debian;
+mod guest;
+mod net;
