@@ -154,7 +154,7 @@ fn life(test: &str, first: &str, second: &str) {
             "PUT",
             "/snapshot/load",
             json!({"snapshot_path": text("state"), "mem_backend": {"backend_type": "Uffd", "backend_path": "u"}}),
-            "Uffd",
+            "page fault handler",
         );
         let load = json!({
             "snapshot_path": text("state"),

@@ -9,6 +9,7 @@ use godwit_vmm::board::pit::PitV1;
 use godwit_vmm::board::rtc::RtcV1;
 use godwit_vmm::board::serial::SerialV1;
 use godwit_vmm::board::{IoApicV1, PicV1};
+use godwit_vmm::control::SnapshotDevicesV1;
 use godwit_vmm::machine::{board_kinds, device_kinds};
 use godwit_vmm::memory::Region;
 use godwit_vmm::migrate::{Offer, OfferedDevice, OfferedSection};
@@ -195,6 +196,16 @@ fn machine_samples() -> Vec<RawSection> {
 fn still_decodes<S: Section + PartialEq + std::fmt::Debug>(value: &S, data: &[u8]) {
     let raw = RawSection { data: data.to_vec(), ..RawSection::mandatory(value) };
     assert_eq!(godwit_state::decode_section::<S>(&raw).unwrap(), *value, "{}", S::KIND);
+}
+
+#[test]
+fn the_sections_of_snapshots_are_frozen() {
+    let devices = SnapshotDevicesV1 { json: br#"{"drives":[]}"#.to_vec() };
+    let bytes = golden("snapshot/snapshot.devices.v1.hex", &RawSection::mandatory(&devices).data);
+    still_decodes(&devices, &bytes);
+    let memory = SnapshotMemoryV1 { bytes: 0x1_2345_6000, diff: Some(vec![(1, 2), (300, 70_000)]) };
+    let bytes = golden("snapshot/snapshot.memory.v1.hex", &RawSection::mandatory(&memory).data);
+    still_decodes(&memory, &bytes);
 }
 
 #[test]

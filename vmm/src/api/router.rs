@@ -96,16 +96,19 @@ fn bad(why: impl Into<String>) -> Response {
 
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
     serde_json::from_slice(&request.body)
-        .map_err(|e| bad(format!("The JSON body of the request cannot be taken: {e}.")))
+        .map_err(|e| bad(format!("An error occurred when deserializing the json body of a request: {e}.")))
 }
 
 /// Names in paths are letters, digits, `_` and `-`, and the same as in the body.
 fn named(id: &str, in_body: &str) -> Result<(), Response> {
     if !id.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-') {
-        return Err(bad(format!("The name {id:?} has other characters than letters, digits, _ and -.")));
+        let only = "API Resource IDs can only contain alphanumeric characters and underscores (or -)";
+        return Err(bad(format!("{only}: {id:?} has other characters.")));
     }
     if id != in_body {
-        return Err(bad(format!("The name in the path ({id}) is not the one in the body ({in_body}).")));
+        return Err(bad(format!(
+            "The id from the path [{id}] does not match the id from the body [{in_body}]!"
+        )));
     }
     Ok(())
 }
@@ -179,9 +182,9 @@ impl Router {
 
     fn route(&self, request: &Request, route: &Route, last: &str) -> Answer {
         match (request.method, request.body.is_empty()) {
-            (Method::Get, false) => return Err(bad("A GET request has no body.")),
+            (Method::Get, false) => return Err(bad("GET request cannot have a body.")),
             (Method::Put | Method::Patch, true) if route.target != Target::Refused => {
-                return Err(bad(format!("An empty {} request.", request.method.name())));
+                return Err(bad(format!("Empty {} request.", request.method.name())));
             }
             _ => {}
         }

@@ -169,7 +169,7 @@ pub const ROUTES: &[Route] = &[
         Target::Machine,
         When::Always,
         "machine_cfg",
-        "also `cpu_model`, `tsc_khz`",
+        "also `cpu_model`, `tsc_khz`, `allow_tsc_mismatch`",
     ),
     route(
         Put,
@@ -177,7 +177,7 @@ pub const ROUTES: &[Route] = &[
         Target::Machine,
         When::PreBoot,
         "machine_cfg",
-        "also `cpu_model`, `tsc_khz`; `smt`, `cpu_template` and `huge_pages` other than the defaults are refused",
+        "also `cpu_model`, `tsc_khz`, `allow_tsc_mismatch`; `smt`, `cpu_template` and `huge_pages` other than the defaults are refused",
     ),
     route(Patch, "/machine-config", Target::Machine, When::PreBoot, "machine_cfg", "as PUT"),
     route(
@@ -218,7 +218,7 @@ pub const ROUTES: &[Route] = &[
         Target::SnapshotLoad,
         When::PreBoot,
         "snapshot_load",
-        "`mem_backend` Uffd is refused; also `drive_overrides`, `allow_tsc_mismatch`; the backend may be another one",
+        "also `drive_overrides`, `allow_tsc_mismatch`; the CPU backend may be another one",
     ),
     route(
         Get,

@@ -2,6 +2,8 @@
 
 use super::client;
 use super::exit;
+use crate::control::overrides::Replacement;
+use crate::snapshot::{self, Paths};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -34,7 +36,7 @@ pub struct Resume {
 pub struct Snapshot {
     #[command(flatten)]
     asked: Asked,
-    /// Directory for the two files; it is made if it is not there.
+    /// Directory for the two files. It appears when both are complete; an older snapshot there is replaced then.
     dir: PathBuf,
     /// Only what was written since the last snapshot (needs track_dirty_pages).
     #[arg(long)]
@@ -60,11 +62,23 @@ pub struct Restore {
     /// Accept another TSC frequency than the guest's.
     #[arg(long)]
     allow_tsc_mismatch: bool,
+    /// Give drive ID another file; may be repeated.
+    #[arg(long, value_name = "ID=FILE")]
+    drive: Vec<Replacement>,
+    /// Give network interface ID another TAP interface; may be repeated.
+    #[arg(long, value_name = "ID=TAP")]
+    tap: Vec<Replacement>,
+    /// Give the vsock device another Unix socket.
+    #[arg(long, value_name = "PATH")]
+    vsock_uds: Option<String>,
+    /// Have the page fault handler that listens on this Unix socket fill guest memory (Firecracker's Uffd protocol).
+    #[arg(long, value_name = "SOCKET")]
+    uffd: Option<PathBuf>,
 }
 
 fn ask(asked: &Asked, method: &str, path: &str, body: &serde_json::Value) -> Result<client::Answer, String> {
     let body = if body.is_null() { String::new() } else { body.to_string() };
-    let answer = client::request(&asked.api_sock, method, path, &body)?;
+    let answer = client::request(&asked.api_sock, method, path, &body, None)?;
     if answer.is_success() { Ok(answer) } else { Err(answer.fault()) }
 }
 
@@ -109,7 +123,39 @@ impl Snapshot {
 
     fn write(&self) -> Result<(), String> {
         let dir = absolute(&self.dir)?;
-        std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+        let aside = {
+            let mut name = dir.file_name().ok_or("the directory needs a name")?.to_owned();
+            name.push(format!(".{}.tmp", std::process::id()));
+            dir.with_file_name(name)
+        };
+        let at = |path: &Path| {
+            let path = path.display().to_string();
+            move |e: std::io::Error| format!("{path}: {e}")
+        };
+        if let Some(parent) = dir.parent() {
+            std::fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        let old = dir.exists();
+        if old && !is_replaceable(&dir) {
+            let why =
+                "is there and is no snapshot: name a new directory, or an older snapshot's to replace it";
+            return Err(format!("{}: {why}", dir.display()));
+        }
+        std::fs::create_dir(&aside).map_err(at(&aside))?;
+        let written = self.write_to(&aside).and_then(|()| {
+            if old {
+                swap(&aside, &dir).map_err(|e| at(&dir)(e.into()))?;
+                return std::fs::remove_dir_all(&aside).map_err(at(&aside));
+            }
+            std::fs::rename(&aside, &dir).map_err(at(&dir))
+        });
+        if written.is_err() {
+            let _ = std::fs::remove_dir_all(&aside);
+        }
+        written
+    }
+
+    fn write_to(&self, dir: &Path) -> Result<(), String> {
         let instance = ask(&self.asked, "GET", "/", &serde_json::Value::Null)?;
         let instance: serde_json::Value = serde_json::from_str(&instance.body).unwrap_or_default();
         let running = instance["state"] == "Running";
@@ -130,6 +176,38 @@ impl Snapshot {
     }
 }
 
+/// An empty directory, or one with nothing in it but what this command writes.
+fn is_replaceable(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| {
+        entries.all(|e| e.is_ok_and(|e| e.file_name() == "state" || e.file_name() == "memory"))
+    })
+}
+
+/// Lets two directories change names in one step: there is an old or a new snapshot at any moment, never half of one.
+fn swap(a: &Path, b: &Path) -> rustix::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)
+}
+
+/// Puts Diff snapshots over the full one that they build on: a full snapshot, in a new directory, that can be restored.
+#[derive(Debug, clap::Args)]
+pub struct Merge {
+    /// Directory of the full snapshot.
+    base: PathBuf,
+    /// Directories of the Diff snapshots, oldest first, and then the new directory.
+    #[arg(required = true, num_args = 2.., value_name = "DIFF... INTO")]
+    rest: Vec<PathBuf>,
+}
+
+impl Merge {
+    /// Does it: the exit code.
+    pub fn run(&self) -> u8 {
+        let Some((into, diffs)) = self.rest.split_last() else { return exit::ARGUMENTS };
+        let diffs: Vec<Paths> = diffs.iter().map(|d| Paths::in_dir(d)).collect();
+        code(snapshot::merge(&Paths::in_dir(&self.base), &diffs, into).map_err(|e| e.to_string()))
+    }
+}
+
 impl Restore {
     /// Does it: the exit code.
     pub fn run(&self) -> u8 {
@@ -138,13 +216,25 @@ impl Restore {
 
     fn load(&self) -> Result<(), String> {
         let dir = absolute(&self.dir)?;
-        let body = json!({
+        let memory = match &self.uffd {
+            Some(socket) => json!({ "backend_type": "Uffd", "backend_path": absolute(socket)? }),
+            None => json!({ "backend_type": "File", "backend_path": dir.join("memory") }),
+        };
+        let all = |list: &[Replacement], id: &str, with: &str| -> serde_json::Value {
+            list.iter().map(|r| json!({ id: r.id, with: r.with })).collect()
+        };
+        let mut body = json!({
             "snapshot_path": dir.join("state"),
-            "mem_backend": { "backend_type": "File", "backend_path": dir.join("memory") },
+            "mem_backend": memory,
             "resume_vm": !self.paused,
             "track_dirty_pages": self.track_dirty_pages,
             "allow_tsc_mismatch": self.allow_tsc_mismatch,
+            "drive_overrides": all(&self.drive, "drive_id", "path_on_host"),
+            "network_overrides": all(&self.tap, "iface_id", "host_dev_name"),
         });
+        if let Some(path) = &self.vsock_uds {
+            body["vsock_override"] = json!({ "uds_path": path });
+        }
         ask(&self.asked, "PUT", "/snapshot/load", &body).map(drop)
     }
 }

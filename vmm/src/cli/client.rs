@@ -7,7 +7,8 @@ use std::time::Duration;
 
 /// Longest answer taken, in bytes.
 const MAX_ANSWER: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For answers that are looked up, not worked for.
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// Status and body of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,15 +33,25 @@ impl Answer {
     }
 }
 
-/// Sends a request and reads the answer.
+/// Sends a request and reads the answer. What the request asks for may take its time (a snapshot of a large guest does):
+/// this returns when it is done, or when the program at the other end has ended. `limit` ends the wait earlier.
 ///
 /// # Errors
 /// Text for the user: nobody listens, or what answers is not an API.
-pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> Result<Answer, String> {
-    let failed = |e: std::io::Error| format!("{}: {e}", socket.display());
+pub fn request(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+    limit: Option<Duration>,
+) -> Result<Answer, String> {
+    let failed = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::WouldBlock => format!("{}: no answer in {limit:?}", socket.display()),
+        _ => format!("{}: {e}", socket.display()),
+    };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-    stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+    stream.set_read_timeout(limit).map_err(failed)?;
+    stream.set_write_timeout(Some(SOON)).map_err(failed)?;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nConnection: close\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",

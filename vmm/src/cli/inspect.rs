@@ -1,6 +1,7 @@
 //! `godwit inspect`: prints a state container or snapshot, also one from the future, section by section.
 
 use crate::board;
+use crate::control::SnapshotDevicesV1;
 use crate::snapshot::{Paths, SnapshotMemoryV1};
 use crate::state::{ContainerError, MAJOR, MAX_CONTAINER, MINOR, Reader, SectionView};
 use crate::virtio;
@@ -69,6 +70,7 @@ fn decoders() -> Vec<(&'static str, u32, Decoder)> {
         known::<board::i8042::I8042V1>(),
         known::<board::serial::SerialV1>(),
         known::<SnapshotMemoryV1>(),
+        known::<SnapshotDevicesV1>(),
     ]
 }
 

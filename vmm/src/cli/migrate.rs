@@ -185,7 +185,7 @@ impl Migrate {
             return fail(&e.to_string());
         }
         let body = serde_json::to_string(&MigrationRequest::Send(Box::new(request))).unwrap_or_default();
-        match client::request(&self.api_sock, "PUT", "/migration", &body) {
+        match client::request(&self.api_sock, "PUT", "/migration", &body, Some(client::SOON)) {
             Ok(answer) if answer.is_success() => {}
             Ok(answer) => return fail(&answer.fault()),
             Err(why) => return fail(&why),
@@ -201,7 +201,7 @@ impl Migrate {
         let terminal = std::io::stderr().is_terminal() && !self.json;
         let (mut last, mut missing) = (None, 0);
         loop {
-            let answer = client::request(&self.api_sock, "GET", "/migration", "");
+            let answer = client::request(&self.api_sock, "GET", "/migration", "", Some(client::SOON));
             let snapshot = answer.and_then(|a| {
                 serde_json::from_str::<Snapshot>(&a.body)
                     .map_err(|e| format!("an answer that is no progress: {e}"))

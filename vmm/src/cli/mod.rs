@@ -3,16 +3,18 @@
 pub mod ask;
 pub mod backends;
 pub mod client;
+pub mod completions;
 pub mod exit;
 pub mod inspect;
 mod log;
 pub mod migrate;
+pub mod ps;
 pub mod receive;
 pub mod run;
 mod signals;
 mod terminal;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Runs microVMs that move live between hosts with different CPUs.
 ///
@@ -40,12 +42,18 @@ enum Command {
     Snapshot(ask::Snapshot),
     /// Go on from such a directory in a fresh godwit.
     Restore(ask::Restore),
+    /// Put Diff snapshots over the full one they build on.
+    Merge(ask::Merge),
+    /// List the microVMs that run on this host.
+    Ps(ps::Ps),
     /// Move a running guest to another host.
     Migrate(migrate::Migrate),
     /// Wait for a guest and run it.
     Receive(receive::Receive),
     /// Print what is in a snapshot or state file.
     Inspect(inspect::Inspect),
+    /// Print a shell's completions for this program.
+    Completions(completions::Completions),
 }
 
 /// Parses the command line and does what it says: the exit code.
@@ -65,6 +73,9 @@ pub fn main() -> u8 {
         Some(Command::Resume(resume)) => resume.run(),
         Some(Command::Snapshot(snapshot)) => snapshot.run(),
         Some(Command::Restore(restore)) => restore.run(),
+        Some(Command::Merge(merge)) => merge.run(),
+        Some(Command::Ps(ps)) => ps.run(),
+        Some(Command::Completions(completions)) => completions.run(Program::command()),
         Some(Command::Migrate(migrate)) => migrate.run(),
         Some(Command::Receive(receive)) => receive.run(),
         Some(Command::Inspect(inspect)) => inspect.run(),

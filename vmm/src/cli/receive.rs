@@ -86,7 +86,9 @@ impl Receive {
     fn live(&self) -> Result<u8, u8> {
         let error = |e: &dyn std::fmt::Display| fail(e, exit::ERROR);
         let arguments = |e: &dyn std::fmt::Display| fail(e, exit::ARGUMENTS);
-        log::start(log::Style { path: None, level: "Warning", show_level: false, show_origin: false })
+        let id = &self.id;
+        let (path, module, level) = (None, None, "Warning");
+        log::start(log::Style { path, level, show_level: false, show_origin: false, module, id })
             .map_err(|e| arguments(&e))?;
         require_protection(&self.address, self.tls_dir.is_some(), self.insecure)
             .map_err(|e| arguments(&e))?;

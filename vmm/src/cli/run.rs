@@ -8,6 +8,7 @@ use crate::control::{Control, End, Handle};
 use crate::machine::{Console, HostOutput};
 use crate::plugin::trust::Pin;
 use crate::plugin::{Choice, choose};
+use crate::state::{MAJOR, MAX_CONTAINER, MINOR, Reader};
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -22,6 +23,12 @@ pub struct Flags {
     /// Configuration of the machine; it is started at once.
     #[arg(long, value_name = "PATH")]
     config_file: Option<PathBuf>,
+    /// Print the version of the snapshots that are written.
+    #[arg(long)]
+    snapshot_version: bool,
+    /// Print the version of this snapshot's state file.
+    #[arg(long, value_name = "PATH")]
+    describe_snapshot: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -62,6 +69,9 @@ struct Common {
     /// Off, Error, Warning, Info, Debug or Trace.
     #[arg(long, value_name = "LEVEL", default_value = "Warning")]
     level: String,
+    /// Log only what comes from this module: for instance godwit_vmm::migrate.
+    #[arg(long, value_name = "MODULE")]
+    module: Option<String>,
     /// Show each log line's level.
     #[arg(long)]
     show_level: bool,
@@ -95,12 +105,46 @@ fn fatal<E: ToString>(code: u8) -> impl Fn(E) -> Fatal {
 impl Flags {
     /// Does it: the exit code.
     pub fn run(&self) -> u8 {
+        if self.snapshot_version {
+            println!("v{MAJOR}.{MINOR}.0");
+            return exit::OK;
+        }
+        if let Some(path) = &self.describe_snapshot {
+            return match describe(path) {
+                Ok(version) => {
+                    println!("{version}");
+                    exit::OK
+                }
+                Err(why) => {
+                    eprintln!("godwit: {why}");
+                    exit::ERROR
+                }
+            };
+        }
         if self.config_file.is_none() && self.common.api_sock.is_none() {
             eprintln!("godwit: give --config-file FILE, --api-sock PATH or both; see godwit --help");
             return exit::ARGUMENTS;
         }
         self.common.run(self.config_file.as_deref())
     }
+}
+
+/// The version of a snapshot's state file, as Firecracker prints its own.
+fn describe(path: &Path) -> Result<String, String> {
+    let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let file = File::open(path).map_err(|e| failed(&e))?;
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_CONTAINER as u64), &mut bytes)
+        .map_err(|e| failed(&e))?;
+    // What its state files begin with, on either CPU architecture that it has.
+    let magic = bytes.first_chunk().map(|b| u64::from_le_bytes(*b));
+    if matches!(magic, Some(0x0710_1984_8664_0000 | 0x0710_1984_aaaa_0000)) {
+        let why =
+            "is a snapshot of Firecracker's: its state file has another format, which only Firecracker reads";
+        return Err(failed(&why));
+    }
+    let reader = Reader::new(&bytes).map_err(|e| failed(&e))?;
+    Ok(format!("v{MAJOR}.{}.0", reader.minor()))
 }
 
 impl Run {
@@ -121,12 +165,28 @@ impl Common {
         }
     }
 
+    /// What the config file says of log, metrics and serial port; flags come first, as in Firecracker.
+    fn observe(&self, control: &mut Control, config: &config::ConfigFile) -> Result<(), Fatal> {
+        if let Some(logger) = &config.logger {
+            log::change(logger).map_err(|e| Fatal(format!("logger: {e}"), exit::CONFIG))?;
+        }
+        if let Some(metrics) = &config.metrics {
+            control.set_metrics(metrics).map_err(fatal(exit::CONFIG))?;
+        }
+        if let Some(serial) = &config.serial {
+            control.set_serial(serial).map_err(fatal(exit::CONFIG))?;
+        }
+        Ok(())
+    }
+
     fn live(&self, file: Option<&Path>) -> Result<u8, Fatal> {
         let style = log::Style {
             path: self.log_path.as_deref(),
             level: &self.level,
             show_level: self.show_level,
             show_origin: self.show_log_origin,
+            module: self.module.as_deref(),
+            id: &self.id,
         };
         log::start(style).map_err(fatal(exit::ARGUMENTS))?;
         if let Some(began) = self.start_time_us {
@@ -163,6 +223,9 @@ impl Common {
         if let Some(path) = &self.metrics_path {
             let config = config::MetricsConfig { metrics_path: path.clone() };
             control.set_metrics(&config).map_err(fatal(exit::ARGUMENTS))?;
+        }
+        if let Some(config) = &config {
+            self.observe(&mut control, config)?;
         }
         let handle = control.handle();
         let quit = handle.clone();

@@ -1,13 +1,15 @@
 //! The config file: one JSON object with a member for each request that would configure the same by the API.
 
-use super::{BootSourceConfig, Invalid, LoggerConfig, MachineConfig, MachineSpec, refused};
+use super::{
+    BootSourceConfig, Invalid, LoggerConfig, MachineConfig, MachineSpec, MetricsConfig, SerialConfig, refused,
+};
 use crate::virtio::balloon::BalloonConfig;
 use crate::virtio::block::DriveConfig;
 use crate::virtio::net::NetworkInterfaceConfig;
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::vsock::VsockConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 
 /// Longest config file that is read, in bytes.
@@ -18,8 +20,11 @@ refused! {
     mmds_config: "mmds-config", "the metadata service is not built in yet";
     pmem: "pmem", "persistent memory devices are not offered";
     memory_hotplug: "memory-hotplug", "memory cannot be plugged in";
-    serial: "serial", "the serial port is always on standard input and output";
-    metrics: "metrics", "metrics are not built in yet";
+}
+
+/// Null is as good as absent.
+fn or_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(d).map(Option::unwrap_or_default)
 }
 
 /// The file as it is.
@@ -29,13 +34,13 @@ pub struct ConfigFile {
     /// What to boot.
     pub boot_source: BootSourceConfig,
     /// vCPUs, memory, CPU model.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub machine_config: MachineConfig,
     /// Disks.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub drives: Vec<DriveConfig>,
     /// Network interfaces.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub network_interfaces: Vec<NetworkInterfaceConfig>,
     /// Entropy device.
     #[serde(default)]
@@ -49,8 +54,12 @@ pub struct ConfigFile {
     /// Log.
     #[serde(default)]
     pub logger: Option<LoggerConfig>,
-    #[serde(default, rename = "metrics", deserialize_with = "metrics")]
-    _metrics: (),
+    /// Where metrics go.
+    #[serde(default)]
+    pub metrics: Option<MetricsConfig>,
+    /// Where the serial port's output goes.
+    #[serde(default, alias = "serial-config")]
+    pub serial: Option<SerialConfig>,
     #[serde(default, rename = "cpu-config", deserialize_with = "cpu_config")]
     _cpu_config: (),
     #[serde(default, rename = "mmds-config", deserialize_with = "mmds_config")]
@@ -59,8 +68,6 @@ pub struct ConfigFile {
     _pmem: (),
     #[serde(default, rename = "memory-hotplug", deserialize_with = "memory_hotplug")]
     _memory_hotplug: (),
-    #[serde(default, rename = "serial", deserialize_with = "serial")]
-    _serial: (),
 }
 
 /// Why a config file was refused.
@@ -190,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused_by_name_and_place() {
-        for name in ["cpu-config", "mmds-config", "pmem", "memory-hotplug", "serial", "metrics"] {
+        for name in ["cpu-config", "mmds-config", "pmem", "memory-hotplug"] {
             let with = |value: &str| {
                 format!("{{\n\"boot-source\": {{\"kernel_image_path\": \"k\"}},\n\"{name}\": {value} }}")
             };
@@ -217,6 +224,19 @@ mod tests {
         }
         let e = error(&machine("\"mem_size_mib\": -1"));
         assert!(e.contains("line 1 column"), "{e}");
+    }
+
+    #[test]
+    fn what_is_observed_may_be_said_in_the_file_too() {
+        let text = r#"{"boot-source": {"kernel_image_path": "k"}, "drives": null, "machine-config": null,
+            "logger": {"log_path": "l", "level": "Debug", "show_level": true, "module": "godwit_vmm::api"},
+            "metrics": {"metrics_path": "m"}, "serial": {"serial_out_path": "s"}}"#;
+        let file = parse(Path::new("x"), text).unwrap();
+        assert_eq!(file.metrics.unwrap().metrics_path, Path::new("m"));
+        assert_eq!(file.serial.unwrap().serial_out_path.as_deref(), Some(Path::new("s")));
+        assert_eq!(file.logger.unwrap().log_path.as_deref(), Some(Path::new("l")));
+        let e = error(r#"{"boot-source": {"kernel_image_path": "k"}, "serial": {"rate_limiter": {}}}"#);
+        assert!(e.contains("rate_limiter"), "{e}");
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub struct MachineConfig {
     /// Godwit's own: frequency of the guest's TSC in kHz; absent: the backend's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tsc_khz: Option<u64>,
+    /// Godwit's own: go on with another TSC frequency where that one cannot be had.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_tsc_mismatch: bool,
 }
 
 impl Default for MachineConfig {
@@ -103,6 +106,7 @@ impl Default for MachineConfig {
             huge_pages: HugePages::None,
             cpu_model: None,
             tsc_khz: None,
+            allow_tsc_mismatch: false,
         }
     }
 }
@@ -168,6 +172,8 @@ pub struct MachineConfigUpdate {
     pub cpu_model: Option<Model>,
     /// See [`MachineConfig`].
     pub tsc_khz: Option<u64>,
+    /// See [`MachineConfig`].
+    pub allow_tsc_mismatch: Option<bool>,
 }
 
 impl MachineConfigUpdate {
@@ -182,6 +188,7 @@ impl MachineConfigUpdate {
             huge_pages: self.huge_pages.unwrap_or(config.huge_pages),
             cpu_model: self.cpu_model.or(config.cpu_model),
             tsc_khz: self.tsc_khz.or(config.tsc_khz),
+            allow_tsc_mismatch: self.allow_tsc_mismatch.unwrap_or(config.allow_tsc_mismatch),
         }
     }
 }

@@ -32,7 +32,7 @@ pub struct SnapshotCreate {
 pub enum MemBackendType {
     /// A file, mapped copy-on-write.
     File,
-    /// A handler of page faults; refused by name.
+    /// A handler of page faults, in another process.
     Uffd,
 }
 
@@ -42,7 +42,7 @@ pub enum MemBackendType {
 pub struct MemBackend {
     /// Who serves it.
     pub backend_type: MemBackendType,
-    /// The file.
+    /// The file, or the handler's Unix socket.
     pub backend_path: PathBuf,
 }
 
@@ -113,15 +113,14 @@ pub struct SnapshotLoad {
 }
 
 impl SnapshotLoad {
-    /// The memory file.
+    /// Who serves memory, and where.
     ///
     /// # Errors
-    /// Named twice, not at all, or served in a way that is not offered.
-    pub fn memory(&self) -> Result<&PathBuf, Invalid> {
+    /// Named twice, or not at all.
+    pub fn memory(&self) -> Result<(MemBackendType, &PathBuf), Invalid> {
         match (&self.mem_backend, &self.mem_file_path) {
-            (Some(b), None) if b.backend_type == MemBackendType::File => Ok(&b.backend_path),
-            (Some(_), None) => Err(Invalid::new("backend_type", "Uffd is not offered; use File")),
-            (None, Some(path)) => Ok(path),
+            (Some(b), None) => Ok((b.backend_type, &b.backend_path)),
+            (None, Some(path)) => Ok((MemBackendType::File, path)),
             (Some(_), Some(_)) => {
                 Err(Invalid::new("mem_backend", "give either this or mem_file_path, not both"))
             }

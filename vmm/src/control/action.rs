@@ -234,21 +234,37 @@ pub struct InstanceInfo {
     pub backend: String,
     /// What it says of itself.
     pub backend_summary: String,
-    /// CPU models that it knows, whether or not this host has them.
+    /// CPU models that a guest can have on this host.
     pub backend_models: Vec<String>,
+}
+
+fn firecrackers(stage: Stage, early: bool) -> &'static str {
+    match stage {
+        Stage::NotStarted => "The requested operation is not supported before starting the microVM.",
+        Stage::GivenAway => "The microVM is another host's now.",
+        _ if early => "The requested operation is not supported after starting the microVM.",
+        _ => "The requested operation is not supported in this state of the microVM.",
+    }
 }
 
 /// Why not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// Not now.
-    #[error("cannot {action} a machine that is in the state {stage}")]
+    /// Not now. Firecracker's sentence first: its clients look for it.
+    #[error("{} Cannot {action} a machine that is in the state {stage}.", firecrackers(*stage, *early))]
     Stage {
         /// What was asked.
         action: &'static str,
         /// Where the machine is.
         stage: Stage,
+        /// It may be done before the start.
+        early: bool,
     },
+    /// Only of a machine that stands still.
+    #[error(
+        "Create snapshot error: Operation not allowed: save/restore unavailable while running: pause the microVM first (PATCH /vm; it is in the state Running)."
+    )]
+    Unpaused,
     /// It was tried.
     #[error("{0}")]
     Failed(String),

@@ -22,6 +22,7 @@ pub use action::{Action, ConfigPart, Denied, DeviceUpdate, InstanceInfo, Outcome
 pub use handle::{Handle, MachineDoor};
 pub use metrics::Requests;
 pub use migration::Migrations;
+pub use snapshot::SnapshotDevicesV1;
 
 use crate::config::{BootSourceConfig, LoggerConfig, MachineSpec, MetricsConfig, SerialConfig, SnapshotType};
 use crate::machine::{BootSource, Console, Event, HostOutput, Machine, Spec};
@@ -70,6 +71,8 @@ pub struct Control {
     metrics: Option<Metrics>,
     latencies_us: BTreeMap<&'static str, u64>,
     machine: Option<Machine>,
+    /// After the machine: its memory may need it until the end.
+    served: Option<snapshot::Served>,
     stage: Stage,
     handle: Handle,
     inbox: Receiver<Message>,
@@ -95,6 +98,7 @@ impl Control {
             metrics: None,
             latencies_us: BTreeMap::new(),
             machine: None,
+            served: None,
             stage: Stage::NotStarted,
             handle,
             inbox,
@@ -238,7 +242,7 @@ impl Control {
 
     fn take_back(&mut self) -> Result<(), Denied> {
         if self.stage != Stage::GivenAway {
-            return Err(Denied::Stage { action: "take back", stage: self.stage });
+            return Err(Denied::Stage { action: "take back", stage: self.stage, early: false });
         }
         self.machine()?.resume(0).map_err(|e| Denied::Failed(e.to_string()))?;
         self.stage = Stage::Running;
@@ -271,7 +275,11 @@ impl Control {
 
     fn act(&mut self, action: Action) -> Result<Outcome, Denied> {
         if !action.legal(self.stage) {
-            return Err(Denied::Stage { action: action.name(), stage: self.stage });
+            if matches!((&action, self.stage), (Action::Snapshot(_), Stage::Running)) {
+                return Err(Denied::Unpaused);
+            }
+            let early = action.legal(Stage::NotStarted);
+            return Err(Denied::Stage { action: action.name(), stage: self.stage, early });
         }
         let begin = Instant::now();
         let timed = match &action {
@@ -298,7 +306,7 @@ impl Control {
                 state: self.stage,
                 backend: self.plugin.descriptor().name.clone(),
                 backend_summary: self.plugin.descriptor().summary.clone(),
-                backend_models: self.plugin.descriptor().models.clone(),
+                backend_models: self.plugin.probe().map(|p| p.models).unwrap_or_default(),
             })),
             Action::Config => Ok(Outcome::Config(Box::new(self.config.clone()))),
             Action::Configure(part) => self.configure(*part).map(|()| Outcome::Done),
@@ -347,7 +355,9 @@ impl Control {
     fn start(&mut self) -> Result<(), Denied> {
         let failed = |e: crate::machine::MachineError| Denied::Failed(e.to_string());
         let Some(boot) = &self.config.boot else {
-            return Err(Denied::Failed("no boot-source is configured".into()));
+            return Err(Denied::Failed(
+                "Cannot start microvm without kernel configuration: no boot-source is configured.".into(),
+            ));
         };
         let source = BootSource {
             kernel: boot.kernel_image_path.clone(),
@@ -392,7 +402,7 @@ pub fn spec(config: &MachineSpec) -> Spec {
         memory_bytes: m.mem_bytes(),
         model: m.cpu_model.map(|m| m.name().to_owned()),
         tsc_khz: m.tsc_khz,
-        allow_tsc_mismatch: false,
+        allow_tsc_mismatch: m.allow_tsc_mismatch,
         backing: Backing::Shared,
         devices: config.devices.clone(),
     }

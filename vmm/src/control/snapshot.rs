@@ -3,10 +3,11 @@
 
 use super::moving::{describe, described, header, put_back};
 use super::{Control, Denied, spec};
-use crate::config::{MachineSpec, SnapshotCreate, SnapshotLoad, SnapshotType};
+use crate::config::{MachineSpec, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType};
 use crate::machine::Machine;
 use crate::memory::ram::{Backing, layout};
 use crate::memory::{PageSet, Region};
+pub(super) use crate::snapshot::Served;
 use crate::snapshot::{self, Image, Paths};
 use crate::state::{self, MachineSection};
 use godwit_state::{ClockV1, Model, RawSection, Section, StateError, decode_section};
@@ -14,9 +15,16 @@ use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Section "snapshot.devices": what the machine was built with. JSON, since its fields come and go with the API's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SnapshotDevicesV1 {
-    json: Vec<u8>,
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotDevicesV1 {
+    /// `drives`, `network-interfaces` and so on, as in a config file.
+    pub json: Vec<u8>,
+}
+
+impl std::fmt::Debug for SnapshotDevicesV1 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotDevicesV1").field("json", &String::from_utf8_lossy(&self.json)).finish()
+    }
 }
 
 impl Section for SnapshotDevicesV1 {
@@ -83,7 +91,7 @@ impl Control {
         if self.config != MachineSpec::default() {
             return Err(failed("a snapshot is loaded into a fresh instance, before anything is configured"));
         }
-        let memory = request.memory().map_err(failed)?;
+        let (served_by, memory) = request.memory().map_err(failed)?;
         let mut loaded = snapshot::read_state(&request.snapshot_path).map_err(failed)?;
         let devices: SnapshotDevicesV1 = take(&mut loaded.sections)?;
         let clock = loaded.sections.iter().find(|s| s.section.kind == ClockV1::KIND);
@@ -105,7 +113,13 @@ impl Control {
             .into_iter()
             .map(|(gpa, len)| Region { gpa, len })
             .collect();
-        let ram = snapshot::map_memory(&loaded, memory, &regions).map_err(failed)?;
+        let (ram, served) = match served_by {
+            MemBackendType::File => (snapshot::map_memory(&loaded, memory, &regions).map_err(failed)?, None),
+            MemBackendType::Uffd => {
+                let (ram, served) = snapshot::serve_memory(&loaded, memory, &regions).map_err(failed)?;
+                (ram, Some(served))
+            }
+        };
         let mut spec = spec(&config);
         spec.model = Some(loaded.header.model.clone());
         spec.backing = Backing::Mapped(ram);
@@ -124,6 +138,7 @@ impl Control {
             return Err(failed("clock_realtime: only together with resume_vm"));
         }
         self.adopt(machine, config);
+        self.served = served;
         Ok(())
     }
 }

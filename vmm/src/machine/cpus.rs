@@ -4,7 +4,7 @@ use super::{Event, EventSink, MachineError};
 use crate::plugin::{BackendVcpu, BackendVm, Exit, Kicker};
 use crate::sandbox;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,8 @@ pub(super) struct Gate {
     /// A copy of `run`, for the fast path.
     open: AtomicBool,
     throttle: AtomicU8,
-    kickers: OnceLock<Vec<Kicker>>,
+    /// Taken away at the end: they hold the VM, which holds the devices, whose power switch holds this gate.
+    kickers: RwLock<Vec<Kicker>>,
 }
 
 impl Gate {
@@ -44,7 +45,7 @@ impl Gate {
     }
 
     fn kick(&self) {
-        self.kickers.get().into_iter().flatten().for_each(Kicker::kick);
+        self.kickers.read().unwrap_or_else(|e| e.into_inner()).iter().for_each(Kicker::kick);
     }
 
     /// Has all vCPUs park soon. Any thread, also a vCPU's own inside a device access.
@@ -137,7 +138,8 @@ impl Cpus {
         events: EventSink,
     ) -> Result<Self, MachineError> {
         let made: Vec<BackendVcpu> = (0..count).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
-        let _ = gate.kickers.set(made.iter().map(BackendVcpu::kicker).collect());
+        *gate.kickers.write().unwrap_or_else(|e| e.into_inner()) =
+            made.iter().map(BackendVcpu::kicker).collect();
         let mut all = Cpus { gate, cpus: Vec::new(), throttler: None };
         let (tell, entered) = mpsc::channel();
         for (id, vcpu) in (0..).zip(made) {
@@ -225,5 +227,6 @@ impl Drop for Cpus {
         for thread in self.cpus.iter_mut().filter_map(|c| c.thread.take()).chain(self.throttler.take()) {
             let _ = thread.join();
         }
+        drop(std::mem::take(&mut *self.gate.kickers.write().unwrap_or_else(|e| e.into_inner())));
     }
 }

@@ -12,11 +12,13 @@ pub mod ram;
 mod shared;
 mod touched;
 mod tracker;
+mod uffd;
 
 pub use pages::{MAX_REGIONS, PageSet, Region, Run, regions_are_sound};
 pub use shared::{Deed, SharedRam};
 pub use touched::untouched;
 pub use tracker::{DirtyPages, WriteObserver, WriteTracker};
+pub use uffd::FaultHandle;
 
 /// The guest's address space. Cheap to clone (`Arc` inside).
 pub type GuestRam = std::sync::Arc<vm_memory::GuestMemoryMmap<WriteTracker>>;

@@ -16,7 +16,7 @@ const PRESENT_OR_SWAPPED: u64 = 3 << 62;
 /// Writes that happen meanwhile must be in a dirty log that was started before.
 pub fn untouched(ram: &GuestRam, set: &mut PageSet, zero: &mut PageSet) {
     let map = PageMap::open();
-    for region in ram.iter() {
+    for region in ram.iter().filter(|r| !r.bitmap().is_filled_on_touch()) {
         let first = region.start_addr().raw_value() / PAGE_SIZE;
         let pages = region.len() / PAGE_SIZE;
         // Shared memory is in its file, whether this process has looked at it or not.

@@ -15,6 +15,7 @@ pub trait WriteObserver: Send + Sync {
 pub type DirtyPages = Vec<u64>;
 
 struct Inner {
+    filled_on_touch: AtomicBool,
     logging: AtomicBool,
     words: Vec<AtomicU64>,
     observer: OnceLock<(u64, Arc<dyn WriteObserver>)>,
@@ -32,6 +33,16 @@ impl WriteTracker {
     /// Names the region's guest-physical start and who is to be told of writes. Once a region; later calls are ignored.
     pub fn observe(&self, gpa: u64, observer: Arc<dyn WriteObserver>) {
         let _ = self.inner.observer.set((gpa, observer));
+    }
+
+    /// Notes that another process fills the region's pages when they are first touched: one that is not there is not zero.
+    pub fn set_filled_on_touch(&self) {
+        self.inner.filled_on_touch.store(true, Ordering::SeqCst);
+    }
+
+    /// True after [`Self::set_filled_on_touch`].
+    pub fn is_filled_on_touch(&self) -> bool {
+        self.inner.filled_on_touch.load(Ordering::SeqCst)
     }
 
     /// Starts or stops keeping dirty bits; starting clears them.
@@ -69,7 +80,12 @@ impl NewBitmap for WriteTracker {
     fn with_len(len: usize) -> Self {
         let pages = (len as u64).div_ceil(PAGE_SIZE);
         let words = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let inner = Inner { logging: AtomicBool::new(false), words, observer: OnceLock::new() };
+        let inner = Inner {
+            filled_on_touch: AtomicBool::new(false),
+            logging: AtomicBool::new(false),
+            words,
+            observer: OnceLock::new(),
+        };
         WriteTracker { inner: Arc::new(inner), base: 0 }
     }
 }

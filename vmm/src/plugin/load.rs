@@ -6,7 +6,7 @@ use godwit_abi::{self as abi, BackendTable, ENTRY_SYMBOL, EntryFn, Text, TextLis
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Why a plugin cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +97,7 @@ pub struct Plugin {
     pub(super) table: &'static BackendTable,
     descriptor: Descriptor,
     path: PathBuf,
+    probed: OnceLock<Probe>,
 }
 
 // SAFETY: the table is immutable for the life of the process, and its functions' thread tags are kept by the types
@@ -215,7 +216,7 @@ impl Plugin {
                 rank: d.rank,
             }
         };
-        Ok(Arc::new(Plugin { table, descriptor, path }))
+        Ok(Arc::new(Plugin { table, descriptor, path, probed: OnceLock::new() }))
     }
 
     /// What it says of itself.
@@ -228,11 +229,18 @@ impl Plugin {
         &self.path
     }
 
-    /// What it can do on this host.
+    /// What it can do on this host. Asked once: the answer stays.
     ///
     /// # Errors
     /// Nothing: the text says what is missing and what to do.
     pub fn probe(&self) -> Result<Probe, BackendError> {
+        if let Some(probe) = self.probed.get() {
+            return Ok(probe.clone());
+        }
+        self.ask().inspect(|probe| drop(self.probed.set(probe.clone())))
+    }
+
+    fn ask(&self) -> Result<Probe, BackendError> {
         let mut probe = abi::Probe {
             size: size_of::<abi::Probe>() as u32,
             max_vcpus: 0,

@@ -62,7 +62,7 @@ pub fn read_state(path: &Path) -> Result<Loaded, SnapshotError> {
 pub fn map_memory(loaded: &Loaded, path: &Path, regions: &[Region]) -> Result<GuestRam, SnapshotError> {
     let mismatch = |why: String| SnapshotError::Mismatch { path: path.to_owned(), why };
     if loaded.memory.diff.is_some() {
-        let why = "holds only the changes since another snapshot: apply it to that one's memory file first";
+        let why = "holds only the changes since another snapshot: put it over that one first (godwit merge)";
         return Err(mismatch(why.into()));
     }
     let file = File::open(path).map_err(at(path, "open"))?;

@@ -11,10 +11,14 @@
 
 #![forbid(unsafe_code)]
 
+mod lazy;
 mod load;
+mod merge;
 mod write;
 
+pub use lazy::{Served, serve_memory};
 pub use load::{Loaded, apply_diff, map_memory, read_state};
+pub use merge::merge;
 pub use write::{Image, Written, write, write_dir};
 
 use godwit_state::{Section, StateError};

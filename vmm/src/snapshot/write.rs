@@ -108,6 +108,14 @@ pub fn write(paths: &Paths, image: Image<'_>) -> Result<Written, SnapshotError> 
 /// # Errors
 /// The directory exists, or a file operation failed; nothing has changed.
 pub fn write_dir(dir: &Path, image: Image<'_>) -> Result<Written, SnapshotError> {
+    in_new_dir(dir, |paths| write(paths, image))
+}
+
+/// Has `fill` write both files of a directory that appears whole or not at all.
+pub(super) fn in_new_dir<R>(
+    dir: &Path,
+    fill: impl FnOnce(&Paths) -> Result<R, SnapshotError>,
+) -> Result<R, SnapshotError> {
     if dir.exists() {
         let why = "is there already; name a new directory".to_owned();
         return Err(SnapshotError::Mismatch { path: dir.to_owned(), why });
@@ -117,7 +125,7 @@ pub fn write_dir(dir: &Path, image: Image<'_>) -> Result<Written, SnapshotError>
     let aside = dir.with_file_name(name);
     let _ = fs::remove_dir_all(&aside);
     fs::create_dir(&aside).map_err(at(&aside, "create"))?;
-    let written = write(&Paths::in_dir(&aside), image)
+    let written = fill(&Paths::in_dir(&aside))
         .and_then(|w| fs::rename(&aside, dir).map_err(at(dir, "put into place")).map(|()| w))
         .and_then(|w| sync_parent(dir).map(|()| w));
     if written.is_err() {
@@ -127,7 +135,11 @@ pub fn write_dir(dir: &Path, image: Image<'_>) -> Result<Written, SnapshotError>
 }
 
 /// The container with the section that describes the memory file.
-fn with_section(container: &[u8], section: &SnapshotMemoryV1, path: &Path) -> Result<Vec<u8>, SnapshotError> {
+pub(super) fn with_section(
+    container: &[u8],
+    section: &SnapshotMemoryV1,
+    path: &Path,
+) -> Result<Vec<u8>, SnapshotError> {
     let refused = |source| SnapshotError::Container { path: path.to_owned(), source };
     let (header, mut sections) = state::read(container).map_err(refused)?;
     sections.retain(|s| s.section.kind != SnapshotMemoryV1::KIND);

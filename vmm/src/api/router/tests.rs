@@ -25,7 +25,7 @@ impl Owner for Fake {
             Action::Config => Ok(Outcome::Config(Box::default())),
             Action::Counters => Err(Denied::Failed("none".into())),
             Action::Balloon => Ok(Outcome::Balloon(Default::default())),
-            Action::Pause => Err(Denied::Stage { action: "pause", stage: Stage::NotStarted }),
+            Action::Pause => Err(Denied::Stage { action: "pause", stage: Stage::NotStarted, early: false }),
             Action::Resume => Err(Denied::Ended),
             _ => Ok(Outcome::Done),
         }
@@ -123,7 +123,7 @@ fn what_is_wrong_is_told_by_name_and_never_reaches_the_owner() {
         (Put, "/nothing", "{}", "/nothing"),
         (Delete, "/drives/a", "", "DELETE"),
         (Get, "/machine-config", "{}", "body"),
-        (Put, "/actions", "", "empty"),
+        (Put, "/actions", "", "Empty PUT"),
         (Put, "/actions", "{", "EOF"),
         (Put, "/actions", r#"{"action_type":"Fly"}"#, "Fly"),
         (Put, "/actions", r#"{"action_type":"InstanceStart","payload":1}"#, "payload"),
@@ -133,7 +133,7 @@ fn what_is_wrong_is_told_by_name_and_never_reaches_the_owner() {
             r#"{"vcpu_count":1,"mem_size_mib":1,"gdb_socket_path":"g"}"#,
             "gdb_socket_path",
         ),
-        (Put, "/drives/a", r#"{"drive_id":"b","path_on_host":"x","is_root_device":false}"#, "(b)"),
+        (Put, "/drives/a", r#"{"drive_id":"b","path_on_host":"x","is_root_device":false}"#, "[b]"),
         (Put, "/drives/a%20b", r#"{"drive_id":"a%20b","is_root_device":false}"#, "characters"),
         (Put, "/network-interfaces/n", r#"{"iface_id":"n","host_dev_name":"t","mtu":1500}"#, "mtu"),
         (
@@ -145,7 +145,7 @@ fn what_is_wrong_is_told_by_name_and_never_reaches_the_owner() {
         (Put, "/serial", r#"{"rate_limiter":{"size":1,"refill_time":1}}"#, "rate_limiter"),
         (Put, "/snapshot/load", r#"{"snapshot_path":"s","version":"1"}"#, "version"),
         (Patch, "/vm", r#"{"state":"Gone"}"#, "Gone"),
-        (Put, "/migration", r#"{"Send":1}"#, "JSON"),
+        (Put, "/migration", r#"{"Send":1}"#, "json body"),
     ] {
         let (status, text, asked) = ask(method, path, body);
         let fault: Value = serde_json::from_str(&text).unwrap();
