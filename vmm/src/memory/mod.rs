@@ -7,6 +7,7 @@
 //! **Byte order**: `vm-memory` stores integers in the host's order. Use `Le16`/`Le32`/`Le64` or explicit
 //! `to_le_bytes`; a bare `write_obj(u32)` is a bug.
 
+mod missing;
 mod pages;
 pub mod ram;
 mod shared;
@@ -14,6 +15,7 @@ mod touched;
 mod tracker;
 mod uffd;
 
+pub use missing::{Missing, missing_is_possible};
 pub use pages::{MAX_REGIONS, PageSet, Region, Run, regions_are_sound};
 pub use shared::{Deed, SharedRam};
 pub use touched::untouched;

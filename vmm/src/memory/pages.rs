@@ -118,6 +118,28 @@ impl PageSet {
         true
     }
 
+    /// Takes a run out; pages outside of the regions are not there anyway.
+    pub fn remove(&mut self, run: Run) {
+        let Some((first, words)) = self.place(run) else { return };
+        for i in first..first + run.count as usize {
+            words[i / 64] &= !(1 << (i % 64));
+        }
+    }
+
+    /// The first pages of the set from page number `from` on, at most `max` neighbours.
+    pub fn next_run(&self, from: u64, max: u64) -> Option<Run> {
+        self.regions.iter().find_map(|(region, words)| {
+            let (first, pages) = (region.gpa / PAGE_SIZE, region.len / PAGE_SIZE);
+            let at = from.saturating_sub(first).min(pages);
+            Runs { first, pages, words, at, max }.next()
+        })
+    }
+
+    /// True if there is no page in it.
+    pub fn is_empty(&self) -> bool {
+        self.regions.iter().all(|(_, words)| words.iter().all(|w| *w == 0))
+    }
+
     /// Moves pages from here to `other` (a set of the same regions): those among the `pages` from page number `first` for
     /// which `which`, asked with the place counted from `first`, says so.
     pub fn remove_where(&mut self, first: u64, pages: u64, which: impl Fn(u64) -> bool, other: &mut PageSet) {
@@ -220,6 +242,20 @@ mod tests {
         assert_eq!(runs, want.map(|(page, count)| Run { page, count }));
         assert!(set.covers(Run { page: high, count: 64 }) && !set.covers(Run { page: high, count: 65 }));
         assert!(!set.insert(Run { page: 99, count: 2 }) && !set.insert(Run { page: u64::MAX, count: 2 }));
+    }
+
+    #[test]
+    fn runs_are_found_and_taken_out() {
+        let mut set = PageSet::full(&REGIONS);
+        let high = (1 << 32) / PAGE_SIZE;
+        assert_eq!(set.next_run(90, 60), Some(Run { page: 90, count: 10 }));
+        assert_eq!(set.next_run(100, 60), Some(Run { page: high, count: 60 }));
+        assert_eq!(set.next_run(high + 64, 1), None);
+        set.remove(Run { page: 0, count: 99 });
+        set.remove(Run { page: high, count: 64 });
+        assert_eq!(set.runs(9).collect::<Vec<_>>(), [Run { page: 99, count: 1 }]);
+        set.remove(Run { page: 99, count: 1 });
+        assert!(set.is_empty());
     }
 
     #[test]

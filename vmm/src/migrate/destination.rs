@@ -15,7 +15,7 @@ use super::offer::{Offer, preflight};
 use super::progress::{Phase, Progress, Report};
 use super::tls::Tls;
 use super::transport::{Listener, Stream};
-use super::wire::{CHUNK_PAGES, FLAG_LZ4, FLAG_MEMORY, Kind, MAX_ZERO_RUNS, encode_texts, pieces, runs};
+use super::wire::{CHUNK_PAGES, FLAG_COPY, FLAG_LZ4, FLAG_MEMORY, Kind, MAX_ZERO_RUNS, encode_texts, pieces, runs};
 use crate::memory::{Deed, PAGE_SIZE, PageSet, Run, SharedRam};
 use crate::state::codec::Cursor;
 use std::os::fd::OwnedFd;
@@ -95,7 +95,7 @@ impl<B: Builder> Greeted<B> {
         let Greeted { builder, mut link, progress } = self;
         let fail = |link, progress, error, answer| Err(Box::new(Failure { link, progress, error, answer }));
         progress.update(|p| p.phase = Phase::Preflight);
-        let (offer, memory) = match take_offer(&mut link) {
+        let (offer, flags, memory) = match take_offer(&mut link) {
             Ok(taken) => taken,
             Err(error) => return fail(link, progress, error, Kind::Abort),
         };
@@ -112,7 +112,7 @@ impl<B: Builder> Greeted<B> {
             }
         };
         link.at(Step::Preflight);
-        if let Err(error) = link.send(Kind::Accept, &[], "accepting the offer") {
+        if let Err(error) = link.send_flagged(Kind::Accept, flags, &[], "accepting the offer") {
             return fail(link, progress, error, Kind::Abort);
         }
         let mut report = Report { memory_bytes: offer.memory_bytes(), ..Report::default() };
@@ -128,31 +128,33 @@ impl<B: Builder> Greeted<B> {
     }
 }
 
-fn take_offer(link: &mut Link) -> Result<(Offer, Option<(SharedRam, Deed)>), MigrateError> {
+/// Guest memory, and the deed for it.
+type Handed = (SharedRam, Deed);
+
+/// The offer, and what else came with it: the flags of the answer, guest memory.
+fn take_offer(link: &mut Link) -> Result<(Offer, u16, Option<Handed>), MigrateError> {
     let frame = link.recv("waiting for the offer")?;
     if frame.kind != Kind::Offer {
         return Err(unexpected(frame.kind, "an offer"));
     }
     let handed_over = frame.flags & FLAG_MEMORY != 0;
     let offer = Offer::decode(frame.payload)?;
-    let memory = if handed_over { Some(take_memory(link, &offer)?) } else { None };
-    Ok((offer, memory))
+    let memory = if handed_over { take_memory(link, &offer)? } else { None };
+    let flags = if handed_over && memory.is_none() { FLAG_COPY } else { 0 };
+    Ok((offer, flags, memory))
 }
 
-fn take_memory(link: &mut Link, offer: &Offer) -> Result<(SharedRam, Deed), MigrateError> {
+/// `None`: somebody between the two sides passes bytes on and descriptors not.
+fn take_memory(link: &mut Link, offer: &Offer) -> Result<Option<Handed>, MigrateError> {
     link.at(Step::HandOver);
     let (frame, descriptors) = link.recv_with_descriptors("waiting for guest memory")?;
     if frame.kind != Kind::Memory {
         return Err(unexpected(frame.kind, "the memory's descriptors"));
     }
-    let Ok([memory, deed]) = <[OwnedFd; 2]>::try_from(descriptors) else {
-        return Err(MigrateError::Impossible(
-            "guest memory's descriptors were lost on the way; copy it (--memory copy)".into(),
-        ));
-    };
+    let Ok([memory, deed]) = <[OwnedFd; 2]>::try_from(descriptors) else { return Ok(None) };
     let memory = SharedRam::received(memory.into(), pieces(frame.payload)?, &offer.regions);
     let deed = Deed::received(deed.into());
-    memory.and_then(|memory| Ok((memory, deed?))).map_err(MigrateError::Impossible)
+    memory.and_then(|memory| Ok(Some((memory, deed?)))).map_err(MigrateError::Impossible)
 }
 
 impl<T: Target> Prepared<T> {

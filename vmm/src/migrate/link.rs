@@ -262,8 +262,19 @@ impl Link {
         payload: &[u8],
         doing: &'static str,
     ) -> Result<(), MigrateError> {
+        self.send_flagged(kind, 0, payload, doing)
+    }
+
+    /// Sends a small frame with flags.
+    pub(super) fn send_flagged(
+        &mut self,
+        kind: Kind,
+        flags: u16,
+        payload: &[u8],
+        doing: &'static str,
+    ) -> Result<(), MigrateError> {
         self.begin().extend_from_slice(payload);
-        self.send_built(kind, 0, doing)
+        self.send_built(kind, flags, doing)
     }
 
     /// Sends a small frame, and tells apart a failure after which the peer certainly has no byte of it (`Err(Ok(..))`) from one

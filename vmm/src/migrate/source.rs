@@ -18,7 +18,7 @@ use super::machine::Source;
 use super::progress::{Phase, Progress, Report};
 use super::sender::Sender;
 use super::switch::{MemoryWay, Options, Round, Switch, Verdict};
-use super::wire::{FLAG_MEMORY, Kind, caps, decode_texts, put_pieces};
+use super::wire::{FLAG_COPY, FLAG_MEMORY, Kind, caps, decode_texts, put_pieces};
 use crate::memory::{Deed, PageSet, SharedRam};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -153,7 +153,7 @@ impl<S: Source> Greeted<S> {
             c.progress.update(|p| p.phase = Phase::Preflight);
             let offer = machine.offer().map_err(MigrateError::machine("describing the machine"))?;
             c.report.memory_bytes = offer.memory_bytes();
-            let lend = c.lend(machine, common)?;
+            let mut lend = c.lend(machine, common)?;
             c.link.at(Step::Preflight);
             c.link.begin().extend_from_slice(&offer.encode());
             let flags = if lend.is_some() { FLAG_MEMORY } else { 0 };
@@ -166,6 +166,16 @@ impl<S: Source> Greeted<S> {
             }
             let answer = c.link.recv(DOING)?;
             match answer.kind {
+                Kind::Accept if answer.flags & FLAG_COPY != 0 => {
+                    const WHY: &str = "its descriptors were lost on the way";
+                    if lend.is_none() || c.options.memory == MemoryWay::HandOver {
+                        return Err(MigrateError::Impossible(format!(
+                            "guest memory cannot be handed over: {WHY}"
+                        )));
+                    }
+                    lend = None;
+                    c.report.copied_because = Some(WHY.into());
+                }
                 Kind::Accept => {}
                 Kind::Refuse => return Err(MigrateError::Refused(decode_texts(answer.payload)?)),
                 other => return Err(unexpected(other, "an answer to the offer")),

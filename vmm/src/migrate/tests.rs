@@ -272,6 +272,8 @@ struct Case {
     pages_a_turn: u64,
     /// Memory cannot be handed over.
     private: bool,
+    /// Descriptors get lost on the way.
+    relay: bool,
 }
 
 impl Default for Case {
@@ -290,6 +292,7 @@ impl Default for Case {
             capabilities: host,
             pages_a_turn: 200,
             private: false,
+            relay: false,
         }
     }
 }
@@ -333,9 +336,24 @@ fn big_offer() -> Offer {
     o
 }
 
+/// Two ends with somebody between who passes on bytes, not descriptors.
+fn relayed() -> (UnixStream, UnixStream) {
+    let ((a, mut inner_a), (b, mut inner_b)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+    let (mut back_a, mut back_b) = (inner_a.try_clone().unwrap(), inner_b.try_clone().unwrap());
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut inner_a, &mut inner_b);
+        let _ = inner_b.shutdown(std::net::Shutdown::Write);
+    });
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut back_b, &mut back_a);
+        let _ = back_a.shutdown(std::net::Shutdown::Write);
+    });
+    (a, b)
+}
+
 fn migrate(case: Case) -> Ended {
     let world = Arc::new(World::default());
-    let (a, b) = UnixStream::pair().unwrap();
+    let (a, b) = if case.relay { relayed() } else { UnixStream::pair().unwrap() };
     let stream = |s: UnixStream| Box::new(socket2::Socket::from(std::os::fd::OwnedFd::from(s)));
     let idle = case.options.idle;
     let mut to = Link::new(stream(a), Side::Source, idle);
@@ -497,6 +515,17 @@ fn memory_is_handed_over_where_it_can_be_and_copied_where_not() {
                 assert_eq!(report.copied_because.as_deref(), Some("it is private"));
             }
             _ => assert!(!moves && e.error().contains("cannot be handed over: it is private")),
+        }
+    }
+    for (way, moves) in [(MemoryWay::Auto, true), (MemoryWay::HandOver, false)] {
+        let mut case = Case { relay: true, ..Case::default() };
+        case.options.memory = way;
+        let e = migrate(case);
+        check("relayed", &e);
+        assert_eq!(e.runs(), (!moves, moves));
+        match &e.source {
+            Some(Outcome::Moved((), r)) => assert!(r.copied_because.is_some() && r.pages > 0),
+            _ => assert!(e.error().contains("lost on the way"), "{}", e.error()),
         }
     }
     // The machine fails to run with the deed in its hand: it gives the guest back, and nobody is asked.

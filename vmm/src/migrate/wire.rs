@@ -23,6 +23,8 @@ pub(super) const HEADER_LEN: usize = 20;
 pub(super) const FLAG_LZ4: u16 = 1;
 /// [`Kind::Offer`]: [`Kind::Memory`] follows at once.
 pub(super) const FLAG_MEMORY: u16 = 1;
+/// [`Kind::Accept`]: the descriptors were lost on the way; pages are to be sent.
+pub(super) const FLAG_COPY: u16 = 1;
 
 /// Most descriptors with a frame.
 pub(super) const MAX_DESCRIPTORS: usize = 2;
@@ -179,6 +181,7 @@ impl FrameHeader {
         let allowed = match kind {
             Kind::Pages => FLAG_LZ4,
             Kind::Offer => FLAG_MEMORY,
+            Kind::Accept => FLAG_COPY,
             _ => 0,
         };
         if flags & !allowed != 0 {
