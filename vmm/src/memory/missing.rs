@@ -88,7 +88,9 @@ fn open() -> Result<OwnedFd, String> {
 pub fn missing_is_possible() -> Result<(), String> {
     let page = rustix::param::page_size() as u64;
     if page != PAGE_SIZE {
-        return Err(format!("pages of {page} bytes on this host cannot come one by one, only of {PAGE_SIZE}"));
+        return Err(format!(
+            "pages of {page} bytes on this host cannot come one by one, only of {PAGE_SIZE}"
+        ));
     }
     open().map(drop)
 }
@@ -115,13 +117,8 @@ impl Missing {
         };
         for run in absent {
             let at = place(run).ok_or("a page outside of guest memory")?;
-            fallocate(
-                &shared.file,
-                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-                at,
-                run.len(),
-            )
-            .map_err(|e| format!("pages could not be given back: {e}"))?;
+            fallocate(&shared.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, run.len())
+                .map_err(|e| format!("pages could not be given back: {e}"))?;
             // A hole in a huge page may have been filled with zeros instead.
             match seek(&shared.file, SeekFrom::Data(at)) {
                 Ok(data) if data < at + run.len() => {

@@ -15,7 +15,9 @@ use super::offer::{Offer, preflight};
 use super::progress::{Phase, Progress, Report};
 use super::tls::Tls;
 use super::transport::{Listener, Stream};
-use super::wire::{CHUNK_PAGES, FLAG_COPY, FLAG_LZ4, FLAG_MEMORY, Kind, MAX_ZERO_RUNS, encode_texts, pieces, runs};
+use super::wire::{
+    CHUNK_PAGES, FLAG_COPY, FLAG_LZ4, FLAG_MEMORY, Kind, MAX_ZERO_RUNS, encode_texts, pieces, runs,
+};
 use crate::memory::{Deed, PAGE_SIZE, PageSet, Run, SharedRam};
 use crate::state::codec::Cursor;
 use std::os::fd::OwnedFd;
