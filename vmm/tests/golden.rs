@@ -4,6 +4,7 @@
 
 use godwit_state::{ClockV1, FpuV1, RawSection, RegsV1, Section, model::Model};
 use godwit_vmm::board::clock::BoardClockV1;
+use godwit_vmm::board::generation::GenerationV1;
 use godwit_vmm::board::i8042::I8042V1;
 use godwit_vmm::board::pit::PitV1;
 use godwit_vmm::board::rtc::RtcV1;
@@ -180,6 +181,7 @@ fn machine_samples() -> Vec<RawSection> {
         RawSection::mandatory(&rtc()),
         RawSection::mandatory(&I8042V1 { output: vec![0xfa, 0x45], config: 0x45, port: 3, command: 0xd1 }),
         RawSection::mandatory(&serial()),
+        RawSection::optional(&GenerationV1 { id: *b"generation ID 16" }),
         RawSection::mandatory(&mmio()),
         RawSection::mandatory(&BlockV1 {
             sectors: 1 << 33,

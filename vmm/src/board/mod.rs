@@ -12,6 +12,7 @@ pub mod boot;
 pub mod bus;
 pub mod chipset;
 pub mod clock;
+pub mod generation;
 pub mod i8042;
 mod ioapic;
 pub mod irq;

@@ -128,6 +128,7 @@ impl Control {
         let mut machine =
             Machine::build(&spec, &self.plugin, console, self.handle.event_sink()).map_err(failed)?;
         machine.restore(&loaded.sections).map_err(failed)?;
+        machine.forked().map_err(failed)?;
         if config.machine.track_dirty_pages {
             machine.start_dirty_log().map_err(failed)?;
         }

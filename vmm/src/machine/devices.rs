@@ -6,6 +6,7 @@ use crate::board::boot::acpi;
 use crate::board::bus::{Bus, BusDevice};
 use crate::board::chipset::{Chipset, ElcrPorts, IOAPIC_BASE, IOAPIC_SIZE, IoApicWindow, PicPorts};
 use crate::board::clock::BoardClock;
+use crate::board::generation::{self, Generation};
 use crate::board::i8042::I8042;
 use crate::board::irq::IrqLine;
 use crate::board::pit::{Pit, SpeakerPort};
@@ -42,6 +43,7 @@ pub(super) struct Devices {
     pub(super) i8042: Arc<Mutex<I8042>>,
     pub(super) pit: Arc<Mutex<Pit>>,
     pub(super) rtc: Arc<Mutex<Rtc>>,
+    pub(super) generation: Mutex<Generation>,
     timers: Arc<Mutex<Timers>>,
     slots: Slots,
 }
@@ -70,6 +72,8 @@ impl Devices {
         let i8042 = shared(I8042::new(line(1), Arc::clone(&power)));
         let pit = shared(Pit::new(line(0), clock.clone(), waker.clone()));
         let rtc = shared(Rtc::new(line(8), clock.clone(), waker.clone()));
+
+        let generation = Mutex::new(Generation::new(line(generation::LINE)));
 
         let ports = Arc::new(Bus::default());
         let add =
@@ -108,6 +112,7 @@ impl Devices {
             i8042,
             pit,
             rtc,
+            generation,
             timers,
             slots,
         })

@@ -4,6 +4,7 @@ use super::Machine;
 use crate::board::IoApicV1;
 use crate::board::PicV1;
 use crate::board::clock::BoardClockV1;
+use crate::board::generation::GenerationV1;
 use crate::board::i8042::I8042V1;
 use crate::board::pit::PitV1;
 use crate::board::rtc::RtcV1;
@@ -28,6 +29,7 @@ pub fn board_kinds() -> Vec<Kind> {
         kind::<RtcV1>(),
         kind::<I8042V1>(),
         kind::<SerialV1>(),
+        kind::<GenerationV1>(),
     ]
 }
 

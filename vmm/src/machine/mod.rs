@@ -191,6 +191,8 @@ impl Machine {
         }
         let tables = self.devices.acpi_tables(self.shape.vcpus);
         let first = boot::load(&self.ram, &source, &tables)?;
+        let generation = &self.devices.generation;
+        devices::lock(generation).boot(&self.ram).map_err(MachineError::host("VM generation ID"))?;
         let mut cpu = self.cpus.lock(0);
         let mut state = CpuState::from_sections(&cpu.save()?)?;
         state.regs = first.regs;

@@ -3,6 +3,7 @@
 use super::devices::lock;
 use super::{Machine, MachineError, RunState};
 use crate::board::clock::BoardClockV1;
+use crate::board::generation::GenerationV1;
 use crate::plugin::BackendVm;
 use crate::state::MachineSection;
 use crate::virtio::slots::Slots;
@@ -22,13 +23,17 @@ fn is_cpu(kind: &str) -> bool {
 
 /// Takes the one section of kind `S` out of `board`.
 fn take<S: Section>(board: &mut Vec<RawSection>) -> Result<S, StateError> {
-    let missing = || StateError::Missing { kind: S::KIND.into() };
-    let at = board.iter().position(|s| s.kind == S::KIND).ok_or_else(missing)?;
+    take_if(board)?.ok_or_else(|| StateError::Missing { kind: S::KIND.into() })
+}
+
+/// Takes the section of kind `S`, if there is one.
+fn take_if<S: Section>(board: &mut Vec<RawSection>) -> Result<Option<S>, StateError> {
+    let Some(at) = board.iter().position(|s| s.kind == S::KIND) else { return Ok(None) };
     let raw = board.remove(at);
     if board.iter().any(|s| s.kind == S::KIND) {
         return Err(StateError::Twice { kind: S::KIND.into() });
     }
-    decode_section(&raw)
+    decode_section(&raw).map(Some)
 }
 
 impl Machine {
@@ -54,8 +59,20 @@ impl Machine {
         one(0, RawSection::mandatory(&lock(&self.devices.rtc).save()));
         one(0, RawSection::mandatory(&lock(&self.devices.i8042).save()));
         one(0, RawSection::mandatory(&lock(&self.devices.serial).save()));
+        if let Some(generation) = lock(&self.devices.generation).save() {
+            one(0, RawSection::optional(&generation));
+        }
         out.extend(self.devices.slots().save());
         Ok(out)
+    }
+
+    /// Tells the guest that it goes on from a snapshot, so that what it took for random is drawn anew. Not for a live
+    /// move: there is one guest before and after.
+    ///
+    /// # Errors
+    /// The host gives no random numbers.
+    pub fn forked(&mut self) -> Result<(), MachineError> {
+        lock(&self.devices.generation).renew(&self.ram).map_err(MachineError::host("VM generation ID"))
     }
 
     /// Takes the sections of [`Self::save`], from any backend, into a machine that has not run.
@@ -89,6 +106,7 @@ impl Machine {
         let (pic, ioapic) = (take(&mut board)?, take(&mut board)?);
         let (pit, rtc) = (take(&mut board)?, take(&mut board)?);
         let (i8042, serial) = (take(&mut board)?, take(&mut board)?);
+        let generation: Option<GenerationV1> = take_if(&mut board)?;
         if let Some(s) = board.iter().find(|s| !s.optional) {
             return Err(StateError::Unknown { kind: s.kind.clone(), version: s.version }.into());
         }
@@ -102,6 +120,7 @@ impl Machine {
         lock(&self.devices.rtc).restore(rtc);
         lock(&self.devices.i8042).restore(i8042);
         lock(&self.devices.serial).restore(serial);
+        lock(&self.devices.generation).restore(generation);
         self.devices.slots().restore(&virtio)?;
         Ok(())
     }

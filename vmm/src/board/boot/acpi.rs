@@ -1,15 +1,17 @@
 //! ACPI tables: RSDP, XSDT, FADT (hardware-reduced), MADT, DSDT (ACPI 6.5, chapter 5).
 //!
-//! They say what the board is: so many LAPICs, one I/O APIC with line 0 on pin 2, the serial port, the virtio-mmio
-//! windows, how to reset and how to switch off.
+//! They say what the board is: so many LAPICs, one I/O APIC with line 0 on pin 2, the serial port, the clock, the keyboard
+//! controller, the virtio-mmio windows, the VM generation ID with the event device that tells of a new one, how to reset
+//! and how to switch off.
 
 use super::layout;
 use crate::board::chipset::IOAPIC_BASE;
-use crate::board::pm;
 use crate::board::serial::{COM1, COM1_LINE};
+use crate::board::{generation, pm};
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope, ZERO,
+    Arg, Device, EISAName, Equal, IO, If, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 
 const OEM: [u8; 6] = *b"GODWIT";
@@ -75,6 +77,50 @@ fn port(address: u16) -> [u8; 12] {
     out
 }
 
+/// Clock and keyboard controller.
+fn legacy(aml: &mut Vec<u8>) {
+    let id = EISAName::new("PNP0B00");
+    let id = Name::new("_HID".into(), &id);
+    let (ports, line) = (IO::new(0x70, 0x70, 1, 2), Interrupt::new(true, true, false, false, 8));
+    let resources = ResourceTemplate::new(vec![&ports, &line]);
+    let crs = Name::new("_CRS".into(), &resources);
+    let rtc = Device::new("RTC_".into(), vec![&id, &crs]);
+    let id = EISAName::new("PNP0303");
+    let id = Name::new("_HID".into(), &id);
+    let (data, command) = (IO::new(0x60, 0x60, 1, 1), IO::new(0x64, 0x64, 1, 1));
+    let line = Interrupt::new(true, true, false, false, 1);
+    let resources = ResourceTemplate::new(vec![&data, &command, &line]);
+    let crs = Name::new("_CRS".into(), &resources);
+    let keyboard = Device::new("PS2_".into(), vec![&id, &crs]);
+    Scope::new("_SB_".into(), vec![&rtc, &keyboard]).to_aml_bytes(aml);
+}
+
+/// The generation ID's address, and the event device that passes its interrupt on. Names and IDs are those that guests know
+/// from Firecracker.
+fn generation_id(aml: &mut Vec<u8>) {
+    let name = |what: &str| -> Path { what.into() };
+    let id = Name::new(name("_HID"), &"FCVMGID");
+    let compatible = Name::new(name("_CID"), &"VM_Gen_Counter");
+    let description = Name::new(name("_DDN"), &"VM_Gen_Counter");
+    let (low, high) = (layout::GENERATION as u32, (layout::GENERATION >> 32) as u32);
+    let address = Package::new(vec![&low, &high]);
+    let address = Name::new(name("ADDR"), &address);
+    let counter = Device::new(name("VGEN"), vec![&id, &compatible, &description, &address]);
+
+    let id = Name::new(name("_HID"), &"ACPI0013");
+    let line = Interrupt::new(true, true, false, false, generation::LINE);
+    let resources = ResourceTemplate::new(vec![&line]);
+    let crs = Name::new(name("_CRS"), &resources);
+    let (object, changed) = (name("\\_SB_.VGEN"), 0x80u8);
+    let notify = Notify::new(&object, &changed);
+    let (gsi, arg) = (generation::LINE, Arg(0));
+    let ours = Equal::new(&arg, &gsi);
+    let pass_on = If::new(&ours, vec![&notify]);
+    let event = Method::new(name("_EVT"), 1, true, vec![&pass_on]);
+    let events = Device::new(name("GED_"), vec![&id, &crs, &event]);
+    Scope::new(name("_SB_"), vec![&counter, &events]).to_aml_bytes(aml);
+}
+
 fn dsdt(windows: &[Window]) -> Vec<u8> {
     let mut aml = Vec::new();
     let serial_id = EISAName::new("PNP0501");
@@ -85,6 +131,7 @@ fn dsdt(windows: &[Window]) -> Vec<u8> {
     let serial_crs = Name::new("_CRS".into(), &resources);
     let serial = Device::new("COM1".into(), vec![&serial_name, &serial_uid, &serial_crs]);
     Scope::new("_SB_".into(), vec![&serial]).to_aml_bytes(&mut aml);
+    legacy(&mut aml);
     for (i, w) in (0u32..).zip(windows) {
         let name = Name::new("_HID".into(), &"LNRO0005");
         let uid = Name::new("_UID".into(), &i);
@@ -98,6 +145,7 @@ fn dsdt(windows: &[Window]) -> Vec<u8> {
         let device = Device::new(path.as_str().into(), vec![&name, &uid, &cca, &crs]);
         Scope::new("_SB_".into(), vec![&device]).to_aml_bytes(&mut aml);
     }
+    generation_id(&mut aml);
     Name::new("_S5_".into(), &Package::new(vec![&pm::S5, &pm::S5, &ZERO, &ZERO])).to_aml_bytes(&mut aml);
     let mut out = Table::new(b"DSDT", HEADER, 2);
     out.append_slice(&aml);
@@ -190,7 +238,7 @@ mod tests {
             .map(|i| Window { addr: 0xd000_0000 + 0x1000 * i, size: 0x1000, gsi: 5 + i as u32 })
             .collect();
         let t = tables(32, &windows);
-        assert!(t.len() as u64 <= layout::ACPI_END - layout::ACPI);
+        assert!(t.len() as u64 <= layout::GENERATION - layout::ACPI);
         assert_eq!(&t[..8], b"RSD PTR ");
         assert_eq!(t[..20].iter().fold(0u8, |s, b| s.wrapping_add(*b)), 0);
         assert_eq!(t[..36].iter().fold(0u8, |s, b| s.wrapping_add(*b)), 0);

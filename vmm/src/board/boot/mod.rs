@@ -38,6 +38,8 @@ pub mod layout {
     pub const EBDA: u64 = 0x9_fc00;
     /// ACPI's root pointer; the other tables follow.
     pub const ACPI: u64 = 0xe_0000;
+    /// The VM generation ID, on a page of its own after the tables.
+    pub const GENERATION: u64 = 0xf_f000;
     /// End of the area for ACPI tables.
     pub const ACPI_END: u64 = 0x10_0000;
     /// Where a relocatable or bzImage kernel goes.
