@@ -29,13 +29,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("state", &[]),
     ("board", &["memory", "state"]),
     ("virtio", &["memory", "state", "board"]),
+    ("mmds", &["virtio"]),
     ("machine", &["board", "virtio", "memory", "plugin", "state", "config", "sandbox"]),
     ("snapshot", &["machine", "state", "memory"]),
     ("migrate", &["machine", "state", "memory", "sandbox"]),
     ("config", &["virtio", "state"]),
     (
         "control",
-        &["machine", "snapshot", "migrate", "config", "plugin", "state", "virtio", "sandbox", "memory"],
+        &[
+            "machine", "snapshot", "migrate", "config", "plugin", "state", "virtio", "sandbox", "memory",
+            "mmds",
+        ],
     ),
     ("api", &["control", "config", "migrate", "sandbox"]),
     ("sandbox", &["plugin"]),

@@ -3,8 +3,9 @@
 //! One folder a capability; which may use which is checked by `tests/tests/architecture.rs`:
 //!
 //! ```text
-//!   cli, api ─► control ─► machine, snapshot, migrate
+//!   cli, api ─► control ─► machine, snapshot, migrate, mmds
 //!                snapshot, migrate ─► machine, state
+//!                             mmds ─► virtio
 //!                          machine ─► board, virtio, memory, plugin, state
 //!                    board, virtio ─► memory, state
 //! ```
@@ -18,9 +19,12 @@ pub mod board;
 pub mod cli;
 pub mod config;
 pub mod control;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod machine;
 pub mod memory;
 pub mod migrate;
+pub mod mmds;
 pub mod plugin;
 pub mod sandbox;
 pub mod snapshot;

@@ -4,6 +4,8 @@
 
 pub mod fault;
 
+pub mod net;
+
 use godwit_guests::counter::Checker;
 use serde_json::Value;
 use std::io::{Read, Write};

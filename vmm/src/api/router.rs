@@ -121,6 +121,7 @@ fn whole(c: &MachineSpec) -> Value {
         "machine-config": c.machine,
         "drives": d.drives,
         "network-interfaces": d.network_interfaces,
+        "mmds-config": d.mmds,
         "vsock": d.vsock,
         "balloon": d.balloon,
         "entropy": d.entropy,
@@ -149,7 +150,11 @@ impl Router {
 
     fn act(&self, action: Action) -> Result<Outcome, Response> {
         self.owner.act(action).map_err(|e| {
-            let status = if e == Denied::Ended { 503 } else { 400 };
+            let status = match e {
+                Denied::Ended => 503,
+                Denied::TooLarge(_) => 413,
+                _ => 400,
+            };
             Response::fault(status, e.to_string())
         })
     }
@@ -215,6 +220,10 @@ impl Router {
             Target::Version => Ok(Response::ok(&json!({ "firecracker_version": env!("CARGO_PKG_VERSION") }))),
             Target::VmConfig => Ok(Response::ok(&whole(&*self.config()?))),
             Target::Machine => Ok(Response::ok(&self.config()?.machine)),
+            Target::Mmds => match self.act(Action::Metadata)? {
+                Outcome::Metadata(data) => Ok(Response::ok(&data.unwrap_or_else(|| json!({})))),
+                _ => unexpected(),
+            },
             Target::Balloon => match self.act(Action::Balloon)? {
                 Outcome::Balloon(b) => Ok(Response::ok(&b)),
                 _ => unexpected(),
@@ -246,6 +255,8 @@ impl Router {
                 named(last, &net.iface_id)?;
                 self.configure(ConfigPart::Net(net))
             }
+            Target::Mmds => self.done(Action::PutMetadata(body(request)?)),
+            Target::MmdsConfig => self.configure(ConfigPart::Mmds(body(request)?)),
             Target::Vsock => self.configure(ConfigPart::Vsock(body(request)?)),
             Target::Balloon => self.configure(ConfigPart::Balloon(body(request)?)),
             Target::Entropy => self.configure(ConfigPart::Entropy(body(request)?)),
@@ -279,6 +290,7 @@ impl Router {
                 named(last, &update.iface_id)?;
                 self.update(DeviceUpdate::Net(update))
             }
+            Target::Mmds => self.done(Action::PatchMetadata(body(request)?)),
             Target::Balloon => self.update(DeviceUpdate::Balloon(body(request)?)),
             Target::BalloonStats => self.update(DeviceUpdate::BalloonStats(body(request)?)),
             Target::Vm => self.done(match body::<VmBody>(request)?.state {

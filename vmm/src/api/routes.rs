@@ -33,6 +33,10 @@ pub enum Target {
     Balloon,
     /// Its statistics.
     BalloonStats,
+    /// The metadata for the guest.
+    Mmds,
+    /// How and where the guest gets it.
+    MmdsConfig,
     /// The serial port.
     Serial,
     /// The log.
@@ -109,7 +113,6 @@ const fn route(
 }
 
 const NO_TEMPLATES: &str = "custom CPU templates are not offered; use cpu_model in /machine-config";
-const NO_MMDS: &str = "the metadata service is not built in yet";
 const NO_HOTPLUG: &str = "memory cannot be plugged in";
 const NO_HINTING: &str = "free page hinting is not offered; use free_page_reporting";
 const NO_PMEM: &str = "persistent memory devices are not offered";
@@ -188,10 +191,10 @@ pub const ROUTES: &[Route] = &[
         "metrics",
         "groups that are not counted are left out",
     ),
-    route(Get, "/mmds", Target::Refused, When::Never, "mmds", NO_MMDS),
-    route(Put, "/mmds", Target::Refused, When::Never, "mmds", NO_MMDS),
-    route(Patch, "/mmds", Target::Refused, When::Never, "mmds", NO_MMDS),
-    route(Put, "/mmds/config", Target::Refused, When::Never, "mmds", NO_MMDS),
+    route(Get, "/mmds", Target::Mmds, When::Always, "mmds", ""),
+    route(Put, "/mmds", Target::Mmds, When::Always, "mmds", ""),
+    route(Patch, "/mmds", Target::Mmds, When::Always, "mmds", ""),
+    route(Put, "/mmds/config", Target::MmdsConfig, When::PreBoot, "mmds", ""),
     route(
         Put,
         "/network-interfaces/{iface_id}",

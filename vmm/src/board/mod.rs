@@ -12,6 +12,8 @@ pub mod boot;
 pub mod bus;
 pub mod chipset;
 pub mod clock;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod generation;
 pub mod i8042;
 mod ioapic;

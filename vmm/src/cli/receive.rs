@@ -124,6 +124,7 @@ impl Receive {
         };
         let arriving =
             Arriving::new(plugin, limits, control.console(), handle.event_sink()).map_err(|e| error(&e))?;
+        let arriving = arriving.with_metadata(control.metadata());
         let listener = Listener::bind(&self.address).map_err(|e| error(&e))?;
         let place = listener.address().to_string();
         eprintln!("godwit: waiting for a guest on {place}");

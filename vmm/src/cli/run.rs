@@ -93,6 +93,12 @@ struct Common {
     /// Longest request body that the API takes, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 51200)]
     http_api_max_payload_size: usize,
+    /// Metadata for the guest, in JSON.
+    #[arg(long, value_name = "PATH")]
+    metadata: Option<PathBuf>,
+    /// Most bytes of metadata; by default as many as a request body may have.
+    #[arg(long, value_name = "BYTES")]
+    mmds_size_limit: Option<usize>,
 }
 
 /// Why it ended before the machine did: text and exit code.
@@ -226,6 +232,14 @@ impl Common {
         }
         if let Some(config) = &config {
             self.observe(&mut control, config)?;
+        }
+        let limit = self.mmds_size_limit.unwrap_or(self.http_api_max_payload_size);
+        control.metadata().store().set_limit(limit);
+        if let Some(path) = &self.metadata {
+            let text = |e: &dyn std::fmt::Display| Fatal(format!("{}: {e}", path.display()), exit::CONFIG);
+            let data = std::fs::read(path).map_err(|e| text(&e))?;
+            let data = serde_json::from_slice(&data).map_err(|e| text(&e))?;
+            control.metadata().store().put(data).map_err(|e| text(&e))?;
         }
         let handle = control.handle();
         let quit = handle.clone();

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::virtio::balloon::BalloonConfig;
 use crate::virtio::block::DriveConfig;
-use crate::virtio::net::NetworkInterfaceConfig;
+use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::vsock::VsockConfig;
@@ -17,7 +17,6 @@ const MAX_FILE: u64 = 1 << 20;
 
 refused! {
     cpu_config: "cpu-config", "custom CPU templates are not offered; use cpu_model in machine-config";
-    mmds_config: "mmds-config", "the metadata service is not built in yet";
     pmem: "pmem", "persistent memory devices are not offered";
     memory_hotplug: "memory-hotplug", "memory cannot be plugged in";
 }
@@ -51,6 +50,9 @@ pub struct ConfigFile {
     /// Sockets between guest and host.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// Metadata service.
+    #[serde(default)]
+    pub mmds_config: Option<MmdsConfig>,
     /// Log.
     #[serde(default)]
     pub logger: Option<LoggerConfig>,
@@ -62,8 +64,6 @@ pub struct ConfigFile {
     pub serial: Option<SerialConfig>,
     #[serde(default, rename = "cpu-config", deserialize_with = "cpu_config")]
     _cpu_config: (),
-    #[serde(default, rename = "mmds-config", deserialize_with = "mmds_config")]
-    _mmds_config: (),
     #[serde(default, rename = "pmem", deserialize_with = "pmem")]
     _pmem: (),
     #[serde(default, rename = "memory-hotplug", deserialize_with = "memory_hotplug")]
@@ -114,6 +114,7 @@ impl ConfigFile {
             devices: DevicesConfig {
                 drives: self.drives.clone(),
                 network_interfaces: self.network_interfaces.clone(),
+                mmds: self.mmds_config.clone(),
                 entropy: self.entropy.clone(),
                 vsock: self.vsock.clone(),
                 balloon: self.balloon.clone(),
@@ -133,6 +134,12 @@ pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
     file.machine_config
         .validate()
         .and_then(|()| file.boot_source.validate())
+        .and_then(|()| match &file.mmds_config {
+            Some(mmds) => mmds
+                .validate(&file.network_interfaces)
+                .map_err(|e| Invalid::new("mmds-config", e.to_string())),
+            None => Ok(()),
+        })
         .map_err(|source| ConfigError::Value { path: path(), source })?;
     Ok(file)
 }
@@ -197,7 +204,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused_by_name_and_place() {
-        for name in ["cpu-config", "mmds-config", "pmem", "memory-hotplug"] {
+        for name in ["cpu-config", "pmem", "memory-hotplug"] {
             let with = |value: &str| {
                 format!("{{\n\"boot-source\": {{\"kernel_image_path\": \"k\"}},\n\"{name}\": {value} }}")
             };

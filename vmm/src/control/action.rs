@@ -4,9 +4,10 @@ use crate::config::{
     BalloonStatsUpdate, BalloonUpdate, BootSourceConfig, DriveUpdate, Invalid, LoggerConfig, MachineConfig,
     MachineConfigUpdate, MachineSpec, MetricsConfig, NetUpdate, SerialConfig, SnapshotCreate, SnapshotLoad,
 };
+use crate::mmds::Metadata;
 use crate::virtio::balloon::{BalloonConfig, BalloonStats};
 use crate::virtio::block::DriveConfig;
-use crate::virtio::net::NetworkInterfaceConfig;
+use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::vsock::VsockConfig;
 use serde::{Serialize, Serializer};
@@ -56,6 +57,8 @@ pub enum ConfigPart {
     Drive(DriveConfig),
     /// `/network-interfaces/ID`.
     Net(NetworkInterfaceConfig),
+    /// `/mmds/config`.
+    Mmds(MmdsConfig),
     /// `/vsock`.
     Vsock(VsockConfig),
     /// `/balloon`.
@@ -69,7 +72,7 @@ impl ConfigPart {
     ///
     /// # Errors
     /// Names the field; nothing is changed.
-    pub(super) fn apply(self, config: &mut MachineSpec) -> Result<(), Invalid> {
+    pub(crate) fn apply(self, config: &mut MachineSpec) -> Result<(), Invalid> {
         let devices = &mut config.devices;
         match self {
             ConfigPart::BootSource(b) => {
@@ -100,6 +103,11 @@ impl ConfigPart {
                     Some(old) => *old = n,
                     None => devices.network_interfaces.push(n),
                 }
+            }
+            ConfigPart::Mmds(m) => {
+                m.validate(&devices.network_interfaces)
+                    .map_err(|e| Invalid::new("mmds/config", e.to_string()))?;
+                devices.mmds = Some(m);
             }
             ConfigPart::Vsock(v) => devices.vsock = Some(v),
             ConfigPart::Balloon(b) => devices.balloon = Some(b),
@@ -141,6 +149,12 @@ pub enum Action {
     Metrics(MetricsConfig),
     /// Write metrics now.
     FlushMetrics,
+    /// The metadata for the guest.
+    Metadata,
+    /// Replace it.
+    PutMetadata(Metadata),
+    /// Change it.
+    PatchMetadata(Metadata),
     /// The balloon as it is.
     Balloon,
     /// What the guest says of its memory.
@@ -175,6 +189,8 @@ impl Action {
             Action::Logger(_) => "set up the log of",
             Action::Metrics(_) => "set up metrics of",
             Action::FlushMetrics => "write metrics of",
+            Action::Metadata => "read the metadata of",
+            Action::PutMetadata(_) | Action::PatchMetadata(_) => "change the metadata of",
             Action::Balloon => "read the balloon of",
             Action::BalloonStats => "read balloon statistics of",
             Action::Snapshot(_) => "take a snapshot of",
@@ -194,6 +210,7 @@ impl Action {
         match self {
             Action::Describe | Action::Config | Action::Quit => true,
             Action::Logger(_) | Action::Metrics(_) | Action::FlushMetrics | Action::Balloon => true,
+            Action::Metadata | Action::PutMetadata(_) | Action::PatchMetadata(_) => true,
             Action::Configure(_) | Action::Serial(_) | Action::Load(_) | Action::Start => stage == NotStarted,
             Action::Update(_) | Action::BalloonStats => matches!(stage, Running | Paused),
             // Firecracker wants it paused too: who asks knows that the guest stands still.
@@ -215,6 +232,8 @@ pub enum Outcome {
     Instance(InstanceInfo),
     /// To [`Action::Config`].
     Config(Box<MachineSpec>),
+    /// To [`Action::Metadata`]; `None` until something was put.
+    Metadata(Option<Metadata>),
     /// To [`Action::Balloon`].
     Balloon(BalloonConfig),
     /// To [`Action::BalloonStats`].
@@ -268,6 +287,9 @@ pub enum Denied {
     /// It was tried.
     #[error("{0}")]
     Failed(String),
+    /// More than fits.
+    #[error("{0}")]
+    TooLarge(String),
     /// The control thread has ended.
     #[error("the machine has ended")]
     Ended,

@@ -12,6 +12,7 @@
 mod action;
 mod devices;
 mod handle;
+mod metadata;
 mod metrics;
 mod migration;
 pub mod moving;
@@ -27,6 +28,7 @@ pub use snapshot::SnapshotDevicesV1;
 use crate::config::{BootSourceConfig, LoggerConfig, MachineSpec, MetricsConfig, SerialConfig, SnapshotType};
 use crate::machine::{BootSource, Console, Event, HostOutput, Machine, Spec};
 use crate::memory::ram::Backing;
+use crate::mmds::Service;
 use crate::plugin::Plugin;
 use crate::virtio::slots::DevicesConfig;
 use handle::Message;
@@ -69,6 +71,7 @@ pub struct Control {
     serial_out: Option<File>,
     set_log: LogSetter,
     metrics: Option<Metrics>,
+    metadata: Service,
     latencies_us: BTreeMap<&'static str, u64>,
     machine: Option<Machine>,
     /// After the machine: its memory may need it until the end.
@@ -89,6 +92,7 @@ impl Control {
     ) -> Self {
         let (handle, inbox) = Handle::pair();
         Control {
+            metadata: Service::new(&id),
             id,
             plugin,
             config,
@@ -315,6 +319,9 @@ impl Control {
             Action::Logger(config) => (self.set_log)(&config).map(|()| Outcome::Done).map_err(Denied::Failed),
             Action::Metrics(config) => self.set_metrics(&config).map(|()| Outcome::Done),
             Action::FlushMetrics => self.flush_metrics().map(|()| Outcome::Done),
+            Action::Metadata => Ok(Outcome::Metadata(self.get_metadata())),
+            Action::PutMetadata(data) => self.put_metadata(data).map(|()| Outcome::Done),
+            Action::PatchMetadata(patch) => self.patch_metadata(patch).map(|()| Outcome::Done),
             Action::Balloon => self.balloon().map(Outcome::Balloon),
             Action::BalloonStats => self.balloon_stats().map(Outcome::BalloonStats),
             Action::Snapshot(request) => {
@@ -349,6 +356,11 @@ impl Control {
     }
 
     fn configure(&mut self, part: ConfigPart) -> Result<(), Denied> {
+        if let ConfigPart::Mmds(m) = &part {
+            // Firecracker's words, without the field's name before them.
+            let checked = m.validate(&self.config.devices.network_interfaces);
+            checked.map_err(|e| Denied::Failed(e.to_string()))?;
+        }
         part.apply(&mut self.config).map_err(|e| Denied::Failed(e.to_string()))
     }
 
@@ -368,6 +380,7 @@ impl Control {
         let console = self.console();
         let mut machine =
             Machine::build(&spec, &self.plugin, console, self.handle.event_sink()).map_err(failed)?;
+        metadata::attach(&self.metadata, &self.config.devices, machine.slots()).map_err(Denied::Failed)?;
         machine.boot(&source).map_err(failed)?;
         if self.config.machine.track_dirty_pages {
             machine.start_dirty_log().map_err(failed)?;

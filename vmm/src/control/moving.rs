@@ -7,17 +7,19 @@ use crate::memory::{GuestRam, PageSet, Region, SharedRam};
 use crate::migrate::{
     Builder, Capabilities, Fault, Memory, Offer, OfferedDevice, OfferedSection, Source, Target,
 };
+use crate::mmds::Service;
 use crate::plugin::{Plugin, Probe};
 use crate::state::{self, BOARD_MICROVM, Header};
 use crate::virtio::balloon::BalloonConfig;
 use crate::virtio::block::DriveConfig;
-use crate::virtio::net::NetworkInterfaceConfig;
+use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::vsock::VsockConfig;
 use godwit_state::{Model, model::all_features};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -48,6 +50,8 @@ struct Description {
     drives: Vec<DriveConfig>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterfaceConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mmds: Option<MmdsConfig>,
     #[serde(default)]
     vsock: Option<VsockConfig>,
     #[serde(default)]
@@ -56,15 +60,15 @@ struct Description {
 
 impl From<DevicesConfig> for Description {
     fn from(d: DevicesConfig) -> Self {
-        let DevicesConfig { balloon, drives, network_interfaces, vsock, entropy } = d;
-        Description { balloon, drives, network_interfaces, vsock, entropy }
+        let DevicesConfig { balloon, drives, network_interfaces, mmds, vsock, entropy } = d;
+        Description { balloon, drives, network_interfaces, mmds, vsock, entropy }
     }
 }
 
 impl From<Description> for DevicesConfig {
     fn from(d: Description) -> Self {
-        let Description { balloon, drives, network_interfaces, vsock, entropy } = d;
-        DevicesConfig { balloon, drives, network_interfaces, vsock, entropy }
+        let Description { balloon, drives, network_interfaces, mmds, vsock, entropy } = d;
+        DevicesConfig { balloon, drives, network_interfaces, mmds, vsock, entropy }
     }
 }
 
@@ -105,6 +109,9 @@ fn offered(devices: &DevicesConfig) -> Vec<OfferedDevice> {
     out.extend(devices.entropy.iter().map(|_| device("virtio.rng", "entropy")));
     out
 }
+
+/// How long network interfaces may take to come up; Linux looks at new links once a second.
+const LINKS_COME_UP: Duration = Duration::from_millis(1500);
 
 /// Kinds of devices that can be built here.
 const DEVICES: [&str; 5] = ["virtio.balloon", "virtio.block", "virtio.net", "virtio.vsock", "virtio.rng"];
@@ -286,6 +293,7 @@ pub struct Arriving {
     limits: Limits,
     console: Console,
     events: EventSink,
+    metadata: Service,
 }
 
 impl Arriving {
@@ -300,7 +308,14 @@ impl Arriving {
         events: EventSink,
     ) -> Result<Self, Fault> {
         let probe = plugin.probe()?;
-        Ok(Arriving { plugin, probe, limits, console, events })
+        Ok(Arriving { plugin, probe, limits, console, events, metadata: Service::new("") })
+    }
+
+    /// The metadata service that the guest gets; otherwise one that stays empty.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: &Service) -> Self {
+        self.metadata = metadata.clone();
+        self
     }
 }
 
@@ -359,6 +374,9 @@ impl Builder for Arriving {
             devices: devices.clone(),
         };
         let machine = Machine::build(&spec, &self.plugin, self.console, self.events)?;
+        super::metadata::attach(&self.metadata, &devices, machine.slots())?;
+        // While the guest still runs where it is: later this would be silence for its peers.
+        machine.slots().await_links(LINKS_COME_UP);
         Ok(Filling { machine, devices })
     }
 }

@@ -127,6 +127,7 @@ impl Control {
         let console = self.console();
         let mut machine =
             Machine::build(&spec, &self.plugin, console, self.handle.event_sink()).map_err(failed)?;
+        super::metadata::attach(&self.metadata, &config.devices, machine.slots()).map_err(Denied::Failed)?;
         machine.restore(&loaded.sections).map_err(failed)?;
         machine.forked().map_err(failed)?;
         if config.machine.track_dirty_pages {

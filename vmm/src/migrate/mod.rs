@@ -13,6 +13,8 @@
 mod destination;
 mod error;
 pub mod fault;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod link;
 pub mod machine;
 mod offer;

@@ -1,5 +1,6 @@
 //! Fuzz targets: one a device for its registers and queues, and one for its saved state. Each takes any bytes and
-//! must come back, without a panic, soon. Driven by seeded random bytes in the tests and by cargo-fuzz.
+//! must come back, without a panic, soon; what a device then saves must be what a new one saves that took it on.
+//! Driven by seeded random bytes in the tests and by cargo-fuzz (`crate::fuzz` lists them).
 
 use super::balloon::{Balloon, BalloonConfig};
 use super::block;
@@ -36,13 +37,15 @@ fn rng() -> Rng {
 
 /// Block device.
 pub fn fuzz_block(data: &[u8]) {
-    let (disk, _file) = test_disk(data.first().is_some_and(|b| b & 1 != 0));
-    play(disk, data);
+    let read_only = data.first().is_some_and(|b| b & 1 != 0);
+    let (disk, _file) = test_disk(read_only);
+    let (fresh, _other) = test_disk(read_only);
+    play(disk, data).saved_as(fresh);
 }
 
 /// Entropy device.
 pub fn fuzz_rng(data: &[u8]) {
-    play(rng(), data);
+    play(rng(), data).saved_as(rng());
 }
 
 fn net() -> (Net, UnixStream) {
@@ -62,7 +65,7 @@ pub fn fuzz_net(data: &[u8]) {
         let _ = peer.write(&frame);
     }
     let _ = peer.write(outside);
-    play(net, inside);
+    play(net, inside).saved_as(self::net().0);
 }
 
 /// A vsock device, the folder of its socket and its socket.
@@ -80,7 +83,8 @@ pub fn fuzz_vsock(data: &[u8]) {
     let mut host = UnixStream::connect(&path).expect("socket");
     let _ = host.write(if outside.len() & 1 == 0 { b"CONNECT 7\n" } else { outside });
     let _ = host.write(outside);
-    play(vsock, inside);
+    let (fresh, _folder, _path) = test_vsock();
+    play(vsock, inside).saved_as(fresh);
 }
 
 fn balloon() -> Balloon {
@@ -90,7 +94,7 @@ fn balloon() -> Balloon {
 
 /// Balloon.
 pub fn fuzz_balloon(data: &[u8]) {
-    play(balloon(), data);
+    play(balloon(), data).saved_as(balloon());
 }
 
 /// Saved state of all devices.

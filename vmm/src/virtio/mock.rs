@@ -252,6 +252,15 @@ impl<D: VirtioDevice + 'static> Driver<D> {
         self.get(reg::STATUS) & status::NEEDS_RESET != 0
     }
 
+    /// The state of this paused device is that of `fresh` once it has taken it on.
+    pub fn saved_as(self, fresh: D) {
+        let sections = self.mmio.save();
+        let mut there = Driver::new(fresh, self.mem.clone());
+        there.worker.lock().expect("worker").pause();
+        there.mmio.restore(&sections).expect("what was saved can be restored");
+        assert_eq!(there.mmio.save(), sections, "a restored device saves the same");
+    }
+
     /// Saves this device and restores it into `fresh` over the same memory, as a move does; the driver goes on.
     pub fn moved_to(self, fresh: D) -> Self {
         self.worker.lock().expect("worker").pause();

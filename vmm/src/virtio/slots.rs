@@ -5,7 +5,7 @@
 
 use super::balloon::{Balloon, BalloonConfig, BalloonError};
 use super::block::{Block, DriveConfig, DriveError};
-use super::net::{Net, NetError, NetworkInterfaceConfig};
+use super::net::{MmdsConfig, Net, NetError, NetworkInterfaceConfig};
 use super::rng::{EntropyConfig, Rng};
 use super::transport::{DeviceSide, Interrupt, Mmio, WINDOW_SIZE, Worker, reg};
 use super::vsock::{Vsock, VsockConfig, VsockError};
@@ -19,6 +19,7 @@ use event_manager::MutEventSubscriber;
 use godwit_state::RawSection;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -38,6 +39,8 @@ pub struct DevicesConfig {
     pub drives: Vec<DriveConfig>,
     /// Network interfaces.
     pub network_interfaces: Vec<NetworkInterfaceConfig>,
+    /// The metadata service at some of them; whoever owns the machine puts it there ([`Net::set_detour`]).
+    pub mmds: Option<MmdsConfig>,
     /// Sockets between guest and host.
     pub vsock: Option<VsockConfig>,
     /// Entropy device.
@@ -282,6 +285,16 @@ impl Slots {
     /// The balloon.
     pub fn balloon(&self) -> Option<&Shared<Balloon>> {
         self.balloon.as_ref()
+    }
+
+    /// Waits until the host lets frames through every network interface, but no longer than `limit`: for guests that
+    /// arrive with open connections.
+    pub fn await_links(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let all_up = || self.interfaces.iter().all(|(_, i)| lock(i).device().link_is_up());
+        while !all_up() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// A network interface by its configured name.

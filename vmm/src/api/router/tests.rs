@@ -24,6 +24,7 @@ impl Owner for Fake {
             })),
             Action::Config => Ok(Outcome::Config(Box::default())),
             Action::Counters => Err(Denied::Failed("none".into())),
+            Action::Metadata => Ok(Outcome::Metadata(None)),
             Action::Balloon => Ok(Outcome::Balloon(Default::default())),
             Action::Pause => Err(Denied::Stage { action: "pause", stage: Stage::NotStarted, early: false }),
             Action::Resume => Err(Denied::Ended),

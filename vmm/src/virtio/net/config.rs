@@ -2,6 +2,7 @@
 
 use crate::virtio::ratelimit::RateLimiterConfig;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// A network interface. Exactly one of `host_dev_name` and `passt_socket` must be there.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,5 +53,75 @@ impl TryFrom<String> for Mac {
 impl From<Mac> for String {
     fn from(mac: Mac) -> String {
         mac.0.map(|b| format!("{b:02x}")).join(":")
+    }
+}
+
+/// How the guest must ask for metadata.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MmdsVersion {
+    /// Anybody gets it.
+    #[default]
+    V1,
+    /// By session tokens only.
+    V2,
+}
+
+/// `PUT /mmds/config` in Firecracker's form: the metadata service, and the interfaces that it is at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MmdsConfig {
+    /// Whether tokens are needed.
+    #[serde(default)]
+    pub version: MmdsVersion,
+    /// Interfaces by name.
+    pub network_interfaces: Vec<String>,
+    /// Where the guest finds it; absent: 169.254.169.254.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4_address: Option<Ipv4Addr>,
+    /// Always in EC2's text form, whatever the guest accepts.
+    #[serde(default)]
+    pub imds_compat: bool,
+}
+
+/// Why there can be no such service: Firecracker's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MmdsConfigError {
+    /// RFC 3927 keeps the first and the last 256 addresses of 169.254.0.0/16.
+    #[error("The MMDS IPv4 address is not link local.")]
+    Address,
+    /// It would be nowhere.
+    #[error("The list of network interface IDs that allow forwarding MMDS requests is empty.")]
+    NoInterface,
+    /// An interface that is not configured.
+    #[error(
+        "The list of network interface IDs provided contains at least one ID that does not correspond to any existing \
+         network interface."
+    )]
+    UnknownInterface,
+}
+
+impl MmdsConfig {
+    /// Where the guest finds it.
+    pub fn address(&self) -> Ipv4Addr {
+        self.ipv4_address.unwrap_or(Ipv4Addr::new(169, 254, 169, 254))
+    }
+
+    /// Checks it against the interfaces that there are.
+    ///
+    /// # Errors
+    /// See [`MmdsConfigError`].
+    pub fn validate(&self, interfaces: &[NetworkInterfaceConfig]) -> Result<(), MmdsConfigError> {
+        let [a, b, c, _] = self.address().octets();
+        if (a, b) != (169, 254) || c == 0 || c == 255 {
+            return Err(MmdsConfigError::Address);
+        }
+        if self.network_interfaces.is_empty() {
+            return Err(MmdsConfigError::NoInterface);
+        }
+        let known = |id: &String| interfaces.iter().any(|n| n.iface_id == *id);
+        if !self.network_interfaces.iter().all(known) {
+            return Err(MmdsConfigError::UnknownInterface);
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! A frame waits in this device only while the guest gives no buffer for it; everything else waits in the host's
 //! queue, where the host's own limits apply.
 
+mod announce;
 mod config;
 mod passt;
 mod state;
@@ -10,13 +11,14 @@ mod tap;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Mac, NetworkInterfaceConfig};
+pub use config::{Mac, MmdsConfig, MmdsConfigError, MmdsVersion, NetworkInterfaceConfig};
 pub use state::NetV1;
 
 use super::Ram;
 use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 use super::queue::{Chain, QueueError, Segments, Served, VirtQueue};
 use super::ratelimit::{RateLimiter, RateLimiterConfig};
+use announce::Announcer;
 use event_manager::EventSet;
 use godwit_state::RawSection;
 use passt::Passt;
@@ -56,6 +58,7 @@ const BUDGET: usize = 64;
 const LINK: u32 = 0;
 const RX_TIMER: u32 = 1;
 const TX_TIMER: u32 = 2;
+const ANNOUNCE_TIMER: u32 = 3;
 
 /// Why an interface cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -186,7 +189,7 @@ pub struct Net {
     rx_limiter: RateLimiter,
     tx_limiter: RateLimiter,
     mergeable: bool,
-    announce: bool,
+    announcer: Announcer,
     chains: Vec<Chain>,
 }
 
@@ -231,7 +234,8 @@ impl Net {
             rx_limiter: limiter(&config.rx_rate_limiter)?,
             tx_limiter: limiter(&config.tx_rate_limiter)?,
             mergeable: false,
-            announce: false,
+            announcer: Announcer::new()
+                .map_err(|source| NetError::Limiter { id: config.iface_id.clone(), source })?,
             chains: Vec::new(),
         })
     }
@@ -239,6 +243,14 @@ impl Net {
     /// The interface's configured name.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Whether the host lets frames through yet.
+    pub fn link_is_up(&self) -> bool {
+        match &self.link {
+            Link::Tap(tap) => tap.is_up(),
+            Link::Passt(_) => true,
+        }
     }
 
     /// Gives some of the guest's frames to `detour` instead of the network.
@@ -378,19 +390,13 @@ impl Net {
         Ok(progress)
     }
 
-    /// A reverse ARP request: switches learn from it where the guest's MAC is now.
+    /// Tells the network where the guest's MAC is now, if it is time to.
     fn announce(&mut self) {
-        let Some(mac) = self.mac.or(self.seen) else { return };
-        let mut frame = vec![0xff; 6];
-        frame.extend(mac);
-        // RARP, Ethernet, IPv4, request.
-        frame.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
-        for _ in 0..2 {
-            frame.extend(mac);
-            frame.extend([0; 4]);
+        if let Some(mac) = self.mac.or(self.seen)
+            && self.announcer.due()
+        {
+            self.link.send_frame(&announce::frame(mac));
         }
-        frame.resize(60, 0);
-        self.link.send_frame(&frame);
     }
 }
 
@@ -439,13 +445,12 @@ impl VirtioDevice for Net {
             DeviceFd { fd: self.link.fd(), events: link, token: LINK },
             DeviceFd { fd: self.rx_limiter.fd(), events: EventSet::IN, token: RX_TIMER },
             DeviceFd { fd: self.tx_limiter.fd(), events: EventSet::IN, token: TX_TIMER },
+            DeviceFd { fd: self.announcer.fd(), events: EventSet::IN, token: ANNOUNCE_TIMER },
         ]
     }
 
     fn queue_event(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
-        if std::mem::take(&mut self.announce) {
-            self.announce();
-        }
+        self.announce();
         match queue {
             RX => self.receive(cx),
             _ => self.transmit(cx),
@@ -454,6 +459,10 @@ impl VirtioDevice for Net {
 
     fn event(&mut self, token: u32, events: EventSet, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
         self.event_ignored(token);
+        if token == ANNOUNCE_TIMER {
+            self.announce();
+            return Ok(Progress::Idle);
+        }
         let mut more = Progress::Idle;
         if token == RX_TIMER || token == LINK && events.contains(EventSet::IN) {
             more = self.receive(cx)?;
@@ -469,6 +478,7 @@ impl VirtioDevice for Net {
         match token {
             RX_TIMER => self.rx_limiter.fired(),
             TX_TIMER => self.tx_limiter.fired(),
+            ANNOUNCE_TIMER => self.announcer.fired(),
             _ => {}
         }
     }
@@ -481,7 +491,7 @@ impl VirtioDevice for Net {
         let state: NetV1 = device::section(section)?;
         self.mac = state.mac;
         self.seen = state.seen;
-        self.announce = active;
+        self.announcer.begin(active);
         Ok(())
     }
 }

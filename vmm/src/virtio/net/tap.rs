@@ -11,6 +11,17 @@ use std::os::unix::fs::OpenOptionsExt;
 #[derive(Debug)]
 pub(super) struct Tap {
     file: File,
+    name: String,
+}
+
+/// A request for the interface `name`.
+fn request_for(name: &str) -> libc::ifreq {
+    // SAFETY: ifreq is plain data; all zeros is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
 }
 
 /// One ioctl whose argument is a pointer to `arg`.
@@ -34,18 +45,14 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
             .map_err(error)?;
-        // SAFETY: ifreq is plain data; all zeros is a valid one.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
+        let mut request = request_for(name);
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         ioctl_ptr(&file, libc::TUNSETIFF, &request).map_err(error)?;
         ioctl_ptr(&file, libc::TUNSETVNETHDRSZ, &(HEADER as libc::c_int)).map_err(error)?;
         if cfg!(target_endian = "big") {
             ioctl_ptr(&file, libc::TUNSETVNETLE, &(1 as libc::c_int)).map_err(error)?;
         }
-        let tap = Tap { file };
+        let tap = Tap { file, name: name.into() };
         tap.set_offloads(0).map_err(error)?;
         Ok(tap)
     }
@@ -68,6 +75,24 @@ impl Tap {
             0.. => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Whether frames go through, as far as the host can tell. The kernel may take a second to let an interface that was
+    /// just opened take part (its link-watch work is rate-limited), and a bridge drops what comes before.
+    pub(super) fn is_up(&self) -> bool {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+        let Ok(any) = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None) else {
+            return true;
+        };
+        let mut request = request_for(&self.name);
+        // SAFETY: SIOCGIFFLAGS reads the name in the ifreq and writes its flags.
+        if unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) } < 0 {
+            return true;
+        }
+        // SAFETY: all bytes of the union are initialised.
+        let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+        // One that nobody has switched on will not come up by itself.
+        flags & libc::IFF_UP == 0 || flags & libc::IFF_RUNNING != 0
     }
 
     pub(super) fn fd(&self) -> RawFd {
