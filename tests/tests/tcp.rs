@@ -52,16 +52,15 @@ struct Client {
 }
 
 impl Client {
-    fn start(at: &Namespace) -> Client {
+    fn start(at: &Namespace, address: &str) -> Client {
         let (stop, received, gap_us) =
             (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let (stopped, count, gap) = (stop.clone(), received.clone(), gap_us.clone());
-        let name = at.name().to_owned();
-        let space = std::fs::File::open(format!("/run/netns/{name}")).unwrap();
+        let space = std::fs::File::open(format!("/run/netns/{}", at.name())).unwrap();
+        let address: SocketAddr = address.parse().unwrap();
         let thread = std::thread::spawn(move || {
             // SAFETY: moves only this thread, which ends with the client.
             assert_eq!(unsafe { libc::setns(space.as_raw_fd(), libc::CLONE_NEWNET) }, 0);
-            let address: SocketAddr = format!("{GUEST}:7").parse().unwrap();
             let mut here = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
             here.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut there = here.try_clone().unwrap();
@@ -183,7 +182,7 @@ fn moves(test: &str, backends: &[&str]) -> Result<(), String> {
         assert!(Instant::now() < end && here.is_alive(), "the guest does not start: {}", here.err());
         std::thread::sleep(Duration::from_millis(5));
     }
-    let client = Client::start(&network.switch);
+    let client = Client::start(&network.switch, &format!("{GUEST}:7"));
     client.wait(200_000);
     let quiet_us = client.gap_us.swap(0, Ordering::SeqCst);
     for (i, backend) in backends.iter().enumerate().skip(1) {
@@ -226,10 +225,77 @@ fn moves(test: &str, backends: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-fn run(test: &str, backends: &[&str]) {
-    if let Err(why) = moves(test, backends) {
+fn report(test: &str, outcome: Result<(), String>) {
+    if let Err(why) = outcome {
         println!("SKIPPED {test}: {why}");
     }
+}
+
+fn run(test: &str, backends: &[&str]) {
+    report(test, moves(test, backends));
+}
+
+/// The guest behind passt, which needs no TAP: what connects to a port of the host reaches the guest's.
+fn through_passt(test: &str) -> Result<(), String> {
+    Plugin::usable("interp")?;
+    let godwit = program("godwit")?;
+    let scratch = Scratch::new(test);
+    let kernel = guest(&scratch)?;
+    let space = Namespace::new()?;
+    // passt gives the guest the host's own address.
+    space.ip("link add up0 type dummy")?;
+    space.ip(&format!("addr add {GUEST}/24 dev up0"))?;
+    space.ip("link set up0 up")?;
+    space.ip("route add default via 10.0.3.1")?;
+    // Whoever passt turns into must reach its socket.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    let dir = scratch.path("passt");
+    std::fs::create_dir(&dir)
+        .and_then(|()| std::fs::set_permissions(&dir, open))
+        .map_err(|e| e.to_string())?;
+    let socket = dir.join("socket").to_str().unwrap().to_owned();
+    if Command::new("passt").arg("--version").output().is_err() {
+        return Err("passt is not installed".into());
+    }
+    let mut all = space.exec().to_vec();
+    all.extend(["passt", "--foreground", "--one-off", "--socket", &socket, "-t", "18007:7"]);
+    let mut passt = Process::start(Path::new("ip"), &all, "");
+    let end = Instant::now() + PATIENCE;
+    while !Path::new(&socket).exists() {
+        if !passt.is_alive() || Instant::now() > end {
+            return Err(format!("passt does not start: {}", passt.err()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let json = serde_json::json!({
+        "boot-source": { "kernel_image_path": kernel, "boot_args": format!("address={GUEST}") },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 64, "cpu_model": "x86-64" },
+        "network-interfaces": [{ "iface_id": "eth0", "passt_socket": socket }]
+    });
+    let config = scratch.path("vm.json");
+    std::fs::write(&config, json.to_string()).map_err(|e| e.to_string())?;
+    let args = ["--no-api", "--backend", "interp", "--config-file", config.to_str().unwrap()];
+    let mut here = Process::start(&godwit, &args, "");
+    while !here.text().contains("tcp ready") {
+        assert!(Instant::now() < end && here.is_alive(), "the guest does not start: {}", here.err());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let client = Client::start(&space, "127.0.0.1:18007");
+    client.wait(100_000);
+    let (sent, received) = client.finish();
+    let line = format!("tcp numbers sent={received} received={sent} ok");
+    while !here.text().contains(&line) {
+        assert!(Instant::now() < end, "no {line:?} in {}; {}", here.text(), here.err());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("{test}: {sent} bytes there, {received} back");
+    Ok(())
+}
+
+#[test]
+fn a_guest_is_reached_through_passt_without_a_tap() {
+    let test = "a_guest_is_reached_through_passt_without_a_tap";
+    report(test, through_passt(test));
 }
 
 #[test]

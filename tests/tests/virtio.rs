@@ -135,6 +135,7 @@ fn drives_devices(backend: &str) {
         entropy: Some(Default::default()),
         vsock: serde_json::from_value(vsock).unwrap(),
         balloon: serde_json::from_value(balloon).unwrap(),
+        mmds: None,
     };
     let options = "sectors=1000 vsock_port=52 vsock_listen=1024 stats=2";
     let cmdline = format!("{address} {options}");

@@ -17,8 +17,11 @@ use std::io::Write;
 use std::path::Path;
 use vmm_sys_util::tempfile::TempFile;
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// Name and function.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("block", virtio::fuzz_block),
     ("net", virtio::fuzz_net),
     ("vsock", virtio::fuzz_vsock),

@@ -198,6 +198,17 @@ impl Queue {
         Err(Failure(SILENT))
     }
 
+    /// The same without ever resting: for measuring. Gives up after very long.
+    pub fn awaited(&mut self) -> Outcome<(u16, u32)> {
+        for _ in 0..2_000_000_000u64 {
+            if let Some(done) = self.poll() {
+                return Ok(done);
+            }
+            core::hint::spin_loop();
+        }
+        Err(Failure("does not answer"))
+    }
+
     /// The same without waiting.
     pub fn poll(&mut self) -> Option<(u16, u32)> {
         let used = self.at + 0x2000;

@@ -179,6 +179,55 @@ fn a_rate_limited_disk_waits_and_goes_on() {
     assert_eq!((0..9).filter_map(|_| d.used(0)).count(), 1);
 }
 
+/// Bytes that a driver which always wants more gets in ten seconds of guest time.
+fn ten_seconds(d: &mut Driver<Block>) -> u64 {
+    let mut bytes = 0;
+    for _ in 0..1000 {
+        d.clock.0.fetch_add(10_000_000, std::sync::atomic::Ordering::SeqCst);
+        d.worker.lock().unwrap().run_event(0, EventSet::IN);
+        loop {
+            while d.outstanding(0) < 5 {
+                d.send(0, &[&header(0, 0)], &[512, 1]);
+            }
+            assert!(d.run(0, 1));
+            let done = (0..9).filter_map(|_| d.used(0)).count() as u64;
+            bytes += done * 512;
+            if done == 0 {
+                break;
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_limited_disk_gives_what_is_configured_and_a_change_counts() {
+    let (mut disk, _file) = test_disk(false);
+    let limit = |size, one_time_burst, refill_time| RateLimiterConfig {
+        bandwidth: Some(crate::virtio::ratelimit::TokenBucketConfig { size, one_time_burst, refill_time }),
+        ops: None,
+    };
+    disk.update_limiter(&limit(4096, Some(8192), 100));
+    let mut d = Driver::new(disk, ram());
+    d.start_plain();
+    // A full bucket, the burst once, then 40,960 bytes a second; the last request of each turn may overdraw.
+    let got = ten_seconds(&mut d);
+    assert!((421_888 - 512..=421_888 + 1024).contains(&got), "{got}");
+    d.worker.lock().unwrap().device_mut().update_limiter(&limit(8192, None, 100));
+    let got = ten_seconds(&mut d);
+    assert!((827_392 - 512..=827_392 + 1024).contains(&got), "{got}");
+    // Only operations are named: bandwidth stays as it is.
+    let ops =
+        crate::virtio::ratelimit::TokenBucketConfig { size: 100, one_time_burst: None, refill_time: 1000 };
+    d.worker
+        .lock()
+        .unwrap()
+        .device_mut()
+        .update_limiter(&RateLimiterConfig { bandwidth: None, ops: Some(ops) });
+    let got = ten_seconds(&mut d) / 512;
+    assert!((1099..=1101).contains(&got), "{got}");
+}
+
 proptest! {
     #[test]
     fn any_write_then_read_agrees(sector in 0u64..60, cut in 1usize..511, fill: u8) {
