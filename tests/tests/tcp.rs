@@ -243,7 +243,8 @@ fn through_passt(test: &str) -> Result<(), String> {
     let kernel = guest(&scratch)?;
     let space = Namespace::new()?;
     // passt gives the guest the host's own address.
-    space.ip("link add up0 type dummy")?;
+    space.ip("link add up0 type veth peer name up1")?;
+    space.ip("link set up1 up")?;
     space.ip(&format!("addr add {GUEST}/24 dev up0"))?;
     space.ip("link set up0 up")?;
     space.ip("route add default via 10.0.3.1")?;
