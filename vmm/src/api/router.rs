@@ -95,6 +95,11 @@ fn bad(why: impl Into<String>) -> Response {
 }
 
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
+    // An array would be taken for the fields in their order.
+    if request.body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
+        let why = "An error occurred when deserializing the json body of a request: an object is wanted, not an array.";
+        return Err(bad(why));
+    }
     serde_json::from_slice(&request.body)
         .map_err(|e| bad(format!("An error occurred when deserializing the json body of a request: {e}.")))
 }

@@ -19,6 +19,9 @@ const MIN_IDLE: Duration = Duration::from_millis(200);
 /// Unsent answer bytes of a client that does not read.
 const MAX_UNSENT: usize = 1 << 20;
 
+/// Bytes that a client may still send after it was refused, so that it gets to read why.
+const MAX_AFTERWARDS: usize = 1 << 20;
+
 /// Answers requests. Called on the API thread.
 pub trait Handler {
     /// One request to one response.
@@ -37,6 +40,10 @@ struct Connection {
     output: Vec<u8>,
     continued: bool,
     closing: bool,
+    /// What it sends is not looked at any more.
+    refused: bool,
+    /// Bytes thrown away since then.
+    thrown_away: usize,
     last_active: Instant,
 }
 
@@ -110,6 +117,8 @@ impl<H: Handler> Server<H> {
                     output: Vec::new(),
                     continued: false,
                     closing: false,
+                    refused: false,
+                    thrown_away: 0,
                     last_active: Instant::now(),
                 },
             );
@@ -134,13 +143,21 @@ impl<H: Handler> Server<H> {
 
     fn serve(&mut self, fd: RawFd) {
         let Some(connection) = self.connections.get_mut(&fd) else { return };
+        if connection.refused && connection.output.is_empty() {
+            if !connection.throw_away() {
+                self.close(fd);
+            }
+            return;
+        }
         let mut keep = connection.flush();
         if keep && !connection.closing {
             keep = connection.fill(MAX_HEAD + self.max_body) | connection.has_request();
             keep &= connection.answer(self.max_body, &mut self.handler) && connection.flush();
         }
         let done = connection.closing && connection.output.is_empty();
-        if !keep || done {
+        // Closed with bytes unread, the socket would tell the client of a reset, perhaps before it has read the answer.
+        let lingers = done && keep && connection.refused && connection.say_no_more();
+        if !keep || done && !lingers {
             return self.close(fd);
         }
         let waiting = if connection.output.is_empty() { EventSet::IN } else { EventSet::OUT };
@@ -174,6 +191,31 @@ impl Connection {
         true
     }
 
+    /// Ends the answers; false: the client is gone.
+    fn say_no_more(&self) -> bool {
+        self.stream.shutdown(std::net::Shutdown::Write).is_ok()
+    }
+
+    /// Reads what is not wanted; false: it is the end, or enough.
+    fn throw_away(&mut self) -> bool {
+        let mut chunk = [0; 4096];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return false,
+                Ok(n) => {
+                    self.thrown_away += n;
+                    self.last_active = Instant::now();
+                    if self.thrown_away > MAX_AFTERWARDS {
+                        return false;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return true,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
     fn has_request(&self) -> bool {
         self.closing && !self.input.is_empty()
     }
@@ -192,6 +234,8 @@ impl Connection {
                 Parsed::Refuse(response) => {
                     self.output.extend_from_slice(&response.to_bytes(false));
                     self.input.clear();
+                    // Nothing more comes from a client that has closed its side.
+                    self.refused = !self.closing;
                     self.closing = true;
                 }
                 Parsed::Done(request, taken) => {
@@ -300,6 +344,27 @@ mod tests {
         c.write_all(b"GET /x HTTP/1.1\r\n\r\n").unwrap();
         c.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(status(&c), "HTTP/1.1 200 OK");
+    }
+
+    #[test]
+    fn a_refused_client_that_goes_on_sending_reads_why() {
+        let server = Running::start("refused");
+        let mut c = server.connect();
+        c.write_all(b"PUT /x HTTP/1.1\r\nContent-Length: 200000\r\n\r\n").unwrap();
+        for _ in 0..50 {
+            c.write_all(&[b'x'; 4000]).unwrap();
+        }
+        let mut all = String::new();
+        c.read_to_string(&mut all).unwrap();
+        assert!(all.starts_with("HTTP/1.1 413 "), "{all}");
+        // One that never ends is cut off.
+        let mut c = server.connect();
+        c.write_all(b"nonsense\r\n\r\n").unwrap();
+        let mut sent = 0;
+        while sent < 100 << 20 && c.write_all(&[b'x'; 4096]).is_ok() {
+            sent += 4096;
+        }
+        assert!(sent < 100 << 20);
     }
 
     #[test]

@@ -126,6 +126,7 @@ fn what_is_wrong_is_told_by_name_and_never_reaches_the_owner() {
         (Get, "/machine-config", "{}", "body"),
         (Put, "/actions", "", "Empty PUT"),
         (Put, "/actions", "{", "EOF"),
+        (Put, "/serial", " [null]", "array"),
         (Put, "/actions", r#"{"action_type":"Fly"}"#, "Fly"),
         (Put, "/actions", r#"{"action_type":"InstanceStart","payload":1}"#, "payload"),
         (
