@@ -67,6 +67,27 @@ fn firecracker_python_drives_a_whole_life() {
     println!("{test}: {} lines right; version {}", checker.lines(), text("version"));
 }
 
+#[test]
+fn schemathesis_finds_nothing() {
+    let test = "schemathesis_finds_nothing";
+    let (godwit, python) = match godwit().and_then(|g| Ok((g, python()?))) {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {test}: {why}"),
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/schemathesis");
+    if !python.with_file_name("st").exists() || !works(Command::new("curl").arg("--version")) {
+        return println!("SKIPPED {test}: no schemathesis (scripts/make-client-venv) or no curl");
+    }
+    let mut command = Command::new(script);
+    command.args(["--stage", "running", "--examples", "3"]).env("GODWIT_BIN", godwit.parent().unwrap());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    for line in text.lines().filter(|l| l.contains("generated") || l.starts_with("guest:")) {
+        println!("{test}: {}", line.trim());
+    }
+}
+
 struct Curl {
     socket: PathBuf,
 }

@@ -94,12 +94,35 @@ fn bad(why: impl Into<String>) -> Response {
     Response::fault(400, why)
 }
 
-fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
-    // An array would be taken for the fields in their order.
-    if request.body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
-        let why = "An error occurred when deserializing the json body of a request: an object is wanted, not an array.";
-        return Err(bad(why));
+/// Members that are lists.
+const LISTS: [&str; 3] = ["network_overrides", "drive_overrides", "network_interfaces"];
+
+/// The name of an array that is not one of [`LISTS`].
+fn stray_array<'a>(name: &'a str, value: &'a Value) -> Option<&'a str> {
+    match value {
+        Value::Array(_) if !LISTS.contains(&name) => Some(name),
+        Value::Array(list) => list.iter().find_map(|v| match v {
+            Value::Array(_) => Some(name),
+            v => stray_array(name, v),
+        }),
+        Value::Object(members) => members.iter().find_map(|(name, v)| stray_array(name, v)),
+        _ => None,
     }
+}
+
+fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
+    // serde takes an array for a struct's fields in their order; no client means that.
+    if let Ok(value) = serde_json::from_slice(&request.body)
+        && let Some(name) = stray_array("the body", &value)
+    {
+        let what = "An error occurred when deserializing the json body of a request";
+        return Err(bad(format!("{what}: {name}: an object is wanted, not an array.")));
+    }
+    any_body(request)
+}
+
+/// A body that may hold arrays anywhere.
+fn any_body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
     serde_json::from_slice(&request.body)
         .map_err(|e| bad(format!("An error occurred when deserializing the json body of a request: {e}.")))
 }
@@ -260,7 +283,7 @@ impl Router {
                 named(last, &net.iface_id)?;
                 self.configure(ConfigPart::Net(net))
             }
-            Target::Mmds => self.done(Action::PutMetadata(body(request)?)),
+            Target::Mmds => self.done(Action::PutMetadata(any_body(request)?)),
             Target::MmdsConfig => self.configure(ConfigPart::Mmds(body(request)?)),
             Target::Vsock => self.configure(ConfigPart::Vsock(body(request)?)),
             Target::Balloon => self.configure(ConfigPart::Balloon(body(request)?)),
@@ -295,7 +318,7 @@ impl Router {
                 named(last, &update.iface_id)?;
                 self.update(DeviceUpdate::Net(update))
             }
-            Target::Mmds => self.done(Action::PatchMetadata(body(request)?)),
+            Target::Mmds => self.done(Action::PatchMetadata(any_body(request)?)),
             Target::Balloon => self.update(DeviceUpdate::Balloon(body(request)?)),
             Target::BalloonStats => self.update(DeviceUpdate::BalloonStats(body(request)?)),
             Target::Vm => self.done(match body::<VmBody>(request)?.state {

@@ -53,12 +53,14 @@ pub struct MachineSpec {
     pub devices: DevicesConfig,
 }
 
-/// Makes a `deserialize_with` function that takes null and refuses all else by the field's name.
+/// Makes a `deserialize_with` function that takes null or an empty list and refuses all else by the field's name.
 macro_rules! refused {
     ($($name:ident: $field:literal, $why:literal;)*) => {
         $(fn $name<'de, D: serde::Deserializer<'de>>(d: D) -> Result<(), D::Error> {
-            match <Option<serde::de::IgnoredAny> as serde::Deserialize>::deserialize(d)? {
+            match <Option<serde_json::Value> as serde::Deserialize>::deserialize(d)? {
                 None => Ok(()),
+                // No device of a kind that is not offered is none.
+                Some(serde_json::Value::Array(list)) if list.is_empty() => Ok(()),
                 Some(_) => Err(serde::de::Error::custom(concat!("`", $field, "` is not supported: ", $why))),
             }
         })*

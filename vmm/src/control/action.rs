@@ -109,7 +109,12 @@ impl ConfigPart {
                     .map_err(|e| Invalid::new("mmds/config", e.to_string()))?;
                 devices.mmds = Some(m);
             }
-            ConfigPart::Vsock(v) => devices.vsock = Some(v),
+            ConfigPart::Vsock(v) => {
+                if !(3..u32::MAX.into()).contains(&u64::from(v.guest_cid)) {
+                    return Err(Invalid::new("guest_cid", "0 to 2 and the highest are not a guest's"));
+                }
+                devices.vsock = Some(v);
+            }
             ConfigPart::Balloon(b) => devices.balloon = Some(b),
             ConfigPart::Entropy(e) => devices.entropy = Some(e),
         }

@@ -127,6 +127,9 @@ fn what_is_wrong_is_told_by_name_and_never_reaches_the_owner() {
         (Put, "/actions", "", "Empty PUT"),
         (Put, "/actions", "{", "EOF"),
         (Put, "/serial", " [null]", "array"),
+        (Put, "/entropy", r#"{"rate_limiter":[null,null]}"#, "rate_limiter"),
+        (Put, "/snapshot/load", r#"{"snapshot_path":"s","drive_overrides":[["a","b"]]}"#, "drive_overrides"),
+        (Put, "/snapshot/load", r#"{"snapshot_path":"s","mem_backend":["File","x"]}"#, "mem_backend"),
         (Put, "/actions", r#"{"action_type":"Fly"}"#, "Fly"),
         (Put, "/actions", r#"{"action_type":"InstanceStart","payload":1}"#, "payload"),
         (
