@@ -265,6 +265,26 @@ fn a_lower_cpu_model_at_the_destination_is_refused_by_the_feature_it_lacks() {
 }
 
 #[test]
+fn a_guest_with_the_hosts_own_cpu_moves_between_equals_only() {
+    let test = "a_guest_with_the_hosts_own_cpu_moves_between_equals_only";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    let mut source = stage.source_as("host", "interp", 64, "rate=20", "s.api", "");
+    if Plugin::usable("kvm").is_ok() {
+        let mut receiver = stage.receiver("kvm", "other", "other.api", &[], "");
+        let moved = stage.migrate("s.api", "other", &["--allow-tsc-mismatch"]);
+        assert_eq!((moved.status.code(), receiver.wait_exit()), (Some(3), Some(3)), "{}", said(&moved));
+        assert!(said(&moved).contains("CPU model host: kvm here"), "{}", said(&moved));
+        goes_on(&mut source);
+    }
+    let receiver = stage.receiver("interp", "equal", "equal.api", &[], "");
+    let moved = stage.migrate("s.api", "equal", &[]);
+    assert_eq!(moved.status.code(), Some(0), "{}; {}", said(&moved), receiver.err());
+    assert_eq!(source.wait_exit(), Some(0));
+    receiver.wait_lines(3).unwrap();
+    check_lines(&[source.text(), receiver.text()]);
+}
+
+#[test]
 fn an_unconfirmed_guest_stands_still_until_an_operator_resumes_it() {
     let test = "an_unconfirmed_guest_stands_still_until_an_operator_resumes_it";
     let Some(stage) = Stage::set(test, &["interp"]) else { return };

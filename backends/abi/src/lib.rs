@@ -41,7 +41,7 @@ pub const MAGIC: u64 = 0x474f_4457_4954_4245;
 /// Incompatible revision of this contract. Must be equal on both sides.
 pub const ABI_MAJOR: u32 = 1;
 /// Compatible revision: what has been appended so far.
-pub const ABI_MINOR: u32 = 0;
+pub const ABI_MINOR: u32 = 1;
 /// The one exported symbol.
 pub const ENTRY_SYMBOL: &CStr = c"godwit_backend_entry";
 /// The type of [`ENTRY_SYMBOL`]. Returns a table that lives as long as the process.
@@ -164,7 +164,13 @@ pub struct Probe {
     pub tsc_khz: u64,
     /// [`PROBE_TSC_SCALING`] and others to come.
     pub flags: u64,
+    /// What the model "host" has here, by CPUID register: leaf 1 EDX, ECX; leaf 7 EBX, ECX; leaf 0xd.1 EAX; leaf 0x80000001
+    /// EDX, ECX; then zero. All zero: not told, and such guests cannot be compared. Since [`ABI_MINOR`] 1.
+    pub host_features: [u32; 8],
 }
+
+/// Size of [`Probe`] as its first version had it.
+pub const PROBE_SIZE_0: u32 = 40;
 
 /// The backend can give a guest another TSC frequency than [`Probe::tsc_khz`].
 pub const PROBE_TSC_SCALING: u64 = 1;
@@ -522,7 +528,7 @@ const _: () = {
     assert!(size_of::<ErrorText>() == 32);
     assert!(size_of::<SectionKind>() == 24);
     assert!(size_of::<Descriptor>() == 144 && offset_of!(Descriptor, rank) == 136);
-    assert!(size_of::<Probe>() == 40);
+    assert!(size_of::<Probe>() == 72 && offset_of!(Probe, host_features) == PROBE_SIZE_0 as usize);
     assert!(size_of::<VmConfig>() == 48 && offset_of!(VmConfig, kick_signal) == 40);
     assert!(size_of::<MemorySlot>() == 40);
     assert!(size_of::<MsiRoute>() == 24);

@@ -56,6 +56,7 @@ impl Backend for Interp {
             models: vec![Model::X86_64, Model::V2, Model::V3, Model::Host],
             tsc_khz: crate::host_tsc::khz(),
             tsc_scaling: true,
+            host_features: Some(model::all_features()),
         })
     }
 

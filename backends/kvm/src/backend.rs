@@ -280,6 +280,7 @@ impl Backend for KvmBackend {
             models,
             tsc_khz,
             tsc_scaling: host.tsc_scaling,
+            host_features: model_features(Model::Host, host.features).ok(),
         })
     }
 

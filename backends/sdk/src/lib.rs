@@ -22,7 +22,7 @@ pub use godwit_state as state;
 pub use host::{Host, LogLevel};
 pub use table::{entry, guarded, vm_ref};
 
-use godwit_state::{ClockV1, CpuState, Model};
+use godwit_state::{ClockV1, CpuState, Model, model::Features};
 use std::sync::Arc;
 
 /// What every fallible method of a backend returns.
@@ -60,6 +60,8 @@ pub struct Probe {
     pub tsc_khz: u64,
     /// It can give a guest any other frequency too.
     pub tsc_scaling: bool,
+    /// What [`Model::Host`] has here; `None`: it is not on offer.
+    pub host_features: Option<Features>,
 }
 
 /// How a VM is to be.

@@ -252,15 +252,26 @@ unsafe extern "C" fn probe<B: Backend>(out: *mut abi::Probe, err: *mut ErrorText
     // SAFETY: contract.
     unsafe {
         guarded(err, || {
-            sized(out.cast_const(), "probe")?;
+            // An older VMM has room for less.
+            let room = if out.is_null() { 0 } else { out.cast::<u32>().read() };
+            if room < abi::PROBE_SIZE_0 {
+                let least = abi::PROBE_SIZE_0;
+                return Err(Error::Invalid(format!("probe: {room} bytes, at least {least} are needed")));
+            }
             let p = B::probe()?;
-            *out = abi::Probe {
-                size: size_of::<abi::Probe>() as u32,
+            let size = room.min(size_of::<abi::Probe>() as u32);
+            let probe = abi::Probe {
+                size,
                 max_vcpus: p.max_vcpus,
                 models: model_list(&p.models),
                 tsc_khz: p.tsc_khz,
                 flags: if p.tsc_scaling { abi::PROBE_TSC_SCALING } else { 0 },
+                host_features: p.host_features.map_or([0; 8], |f| {
+                    let [a, b, c, d, e, f, g] = f.registers();
+                    [a, b, c, d, e, f, g, 0]
+                }),
             };
+            std::ptr::copy_nonoverlapping((&raw const probe).cast::<u8>(), out.cast::<u8>(), size as usize);
             Ok(())
         })
     }

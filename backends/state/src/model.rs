@@ -234,6 +234,20 @@ pub fn all_features() -> Features {
     Features::of(BASE).union(Features::of(V2)).union(Features::of(V3)).union(Features::of(INTERPRETER_EXTRA))
 }
 
+impl Features {
+    /// As seven registers, in the order of the fields: for descriptors and messages between programs.
+    pub fn registers(self) -> [u32; 7] {
+        let f = self;
+        [f.leaf1_edx, f.leaf1_ecx, f.leaf7_ebx, f.leaf7_ecx, f.xsave_eax, f.ext1_edx, f.ext1_ecx]
+    }
+
+    /// The reverse of [`Features::registers`].
+    pub fn from_registers(registers: [u32; 7]) -> Self {
+        let [leaf1_edx, leaf1_ecx, leaf7_ebx, leaf7_ecx, xsave_eax, ext1_edx, ext1_ecx] = registers;
+        Features { leaf1_edx, leaf1_ecx, leaf7_ebx, leaf7_ecx, xsave_eax, ext1_edx, ext1_ecx }
+    }
+}
+
 impl Model {
     /// The portable models, weakest first.
     pub const PORTABLE: [Model; 3] = [Model::X86_64, Model::V2, Model::V3];

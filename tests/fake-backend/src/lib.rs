@@ -76,7 +76,13 @@ impl Backend for FakeBackend {
     };
 
     fn probe() -> Result<Probe> {
-        Ok(Probe { max_vcpus: MAX_VCPUS, models: vec![Model::X86_64], tsc_khz: TSC_KHZ, tsc_scaling: true })
+        Ok(Probe {
+            max_vcpus: MAX_VCPUS,
+            models: vec![Model::X86_64],
+            tsc_khz: TSC_KHZ,
+            tsc_scaling: true,
+            host_features: None,
+        })
     }
 
     fn create_vm(config: &VmConfig, host: Host) -> Result<FakeVm> {

@@ -75,7 +75,13 @@ impl Backend for Hostile {
 
     fn probe() -> Result<Probe> {
         panic_if("probe");
-        Ok(Probe { max_vcpus: 32, models: vec![Model::X86_64], tsc_khz: 1_000_000, tsc_scaling: true })
+        Ok(Probe {
+            max_vcpus: 32,
+            models: vec![Model::X86_64],
+            tsc_khz: 1_000_000,
+            tsc_scaling: true,
+            host_features: None,
+        })
     }
 
     fn create_vm(_: &VmConfig, _: Host) -> Result<HostileVm> {

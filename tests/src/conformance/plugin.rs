@@ -138,6 +138,7 @@ impl Plugin {
             models: TextList { ptr: std::ptr::null(), len: 0 },
             tsc_khz: 0,
             flags: 0,
+            host_features: [0; 8],
         };
         let probe = self.table.probe.expect("mandatory");
         // SAFETY: `out` is ours and as long as its size says.

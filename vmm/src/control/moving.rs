@@ -16,7 +16,6 @@ use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::vsock::VsockConfig;
-use godwit_state::{Model, model::all_features};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -159,7 +158,7 @@ impl<D: Door> Leaving<D> {
         let looked = door.with(|m| (m.ram().clone(), m.shape().clone(), m.section_kinds(), header(m)));
         let (ram, shape, kinds, header) = looked.ok_or("the machine has ended")?;
         let section = |(kind, version): Kind| OfferedSection { kind, version, optional: false };
-        let features = Model::from_name(&shape.model).and_then(Model::features).unwrap_or_else(all_features);
+        let features = shape.features.ok_or("the backend does not say what its model \"host\" has")?;
         let offer = Offer {
             producer: header.producer,
             board: header.board,
@@ -347,7 +346,7 @@ impl Builder for Arriving {
             max_memory_bytes: or(self.limits.memory_bytes, MAX_RAM),
             max_vcpus: or(self.limits.vcpus.into(), self.probe.max_vcpus.into()) as u32,
             models: self.probe.models.clone(),
-            host_features: None,
+            host_features: self.probe.host_features,
             sections,
             tsc_khz: self.probe.tsc_khz,
             tsc_scaling: self.probe.tsc_scaling,

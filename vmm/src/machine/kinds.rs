@@ -10,7 +10,7 @@ use crate::board::pit::PitV1;
 use crate::board::rtc::RtcV1;
 use crate::board::serial::SerialV1;
 use crate::virtio;
-use godwit_state::{AvxV1, Model, Section, model::Feature};
+use godwit_state::{AvxV1, Section, model::Feature};
 
 /// A section's kind and version.
 pub type Kind = (String, u32);
@@ -48,8 +48,7 @@ pub fn device_kinds() -> Vec<Kind> {
 impl Machine {
     /// Kinds of sections that [`Machine::save`] will give, each once.
     pub fn section_kinds(&self) -> Vec<Kind> {
-        let features = Model::from_name(&self.shape().model).and_then(Model::features);
-        let avx = features.is_none_or(|f| f.has(Feature::AVX));
+        let avx = self.shape().features.is_none_or(|f| f.has(Feature::AVX));
         let mut out: Vec<Kind> =
             godwit_state::SECTIONS.iter().map(|(kind, version)| ((*kind).to_owned(), *version)).collect();
         out.retain(|(kind, _)| kind != AvxV1::KIND || avx);

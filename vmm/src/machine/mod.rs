@@ -34,7 +34,7 @@ use crate::plugin::{BackendVm, Plugin, Probe, VmConfig};
 use crate::virtio::slots::DevicesConfig;
 use cpus::Cpus;
 use devices::Devices;
-use godwit_state::{CpuState, Model};
+use godwit_state::{CpuState, Model, model::Features};
 use std::sync::Arc;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -95,6 +95,8 @@ pub struct Shape {
     pub regions: Vec<(u64, u64)>,
     /// CPU model.
     pub model: String,
+    /// What the model has; `None`: it is "host", and the backend does not say.
+    pub features: Option<Features>,
     /// TSC frequency in kHz.
     pub tsc_khz: u64,
 }
@@ -174,7 +176,9 @@ impl Machine {
         let cpus = Cpus::start(&vm, spec.vcpus, gate, events)?;
         let regions: Vec<_> = ram.iter().map(|r| (r.start_addr().0, r.len())).collect();
         debug_assert!(regions.iter().all(|(gpa, len)| (gpa | len).is_multiple_of(PAGE_SIZE)));
-        let mut shape = Shape { vcpus: spec.vcpus, regions, model, tsc_khz: 0 };
+        let named = Model::from_name(&model).filter(|m| *m != Model::Host).and_then(Model::features);
+        let features = named.or(probe.host_features);
+        let mut shape = Shape { vcpus: spec.vcpus, regions, model, features, tsc_khz: 0 };
         shape.tsc_khz = sections::tsc_khz(&vm)?;
         Ok(Machine { cpus, devices, vm, clock, ram, shape, state: RunState::Paused })
     }

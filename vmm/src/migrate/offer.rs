@@ -2,7 +2,7 @@
 
 use crate::memory::{MAX_REGIONS, Region, regions_are_sound};
 use crate::state::codec::{CodecError, Cursor, put_blob, put_name};
-use godwit_state::model::{Features, Model};
+use godwit_state::model::{Feature, Features, Model};
 
 /// Most kinds of sections in an offer.
 const MAX_KINDS: u32 = 512;
@@ -255,11 +255,26 @@ fn model_refusal(offer: &Offer, host: &Capabilities) -> Option<String> {
     }
     let offered = host.models.contains(&offer.model);
     if model == Model::Host {
-        let missing = host.host_features.filter(|_| offered).map(names);
-        return match missing {
-            Some(missing) if missing.is_empty() => None,
-            Some(missing) => Some(format!("CPU model host: {} here lacks {missing}", host.backend)),
-            None => Some(format!("CPU model host is not possible with {} here", host.backend)),
+        let backend = &host.backend;
+        // Only between equals: a guest must not find features that it was not started with, either.
+        return match host.host_features.filter(|_| offered) {
+            Some(here) if here == offer.features => None,
+            Some(here) => {
+                let list =
+                    |names: Vec<Feature>| names.iter().map(|f| f.name()).collect::<Vec<_>>().join(", ");
+                let (lacks, more) = (offer.features.missing_in(here), here.missing_in(offer.features));
+                Some(match (lacks.is_empty(), more.is_empty()) {
+                    (false, _) => format!("CPU model host: {backend} here lacks {}", list(lacks)),
+                    (_, false) => {
+                        format!(
+                            "CPU model host: {backend} here has {} besides, which the guest must not find",
+                            list(more)
+                        )
+                    }
+                    _ => format!("CPU model host: {backend} here is another than the guest's"),
+                })
+            }
+            None => Some(format!("CPU model host is not possible with {backend} here")),
         };
     }
     if offered {
@@ -344,6 +359,24 @@ pub(crate) mod tests {
         }
         o.allow_tsc_mismatch = true;
         assert_eq!(preflight(&o, &host).len(), 6);
+    }
+
+    #[test]
+    fn a_host_model_goes_between_equals_only_and_the_difference_is_named() {
+        let mut o = offer();
+        o.model = "host".into();
+        o.features = Model::V2.features().unwrap();
+        let mut host = capabilities();
+        assert!(preflight(&o, &host)[0].contains("not possible"));
+        host.models.push("host".into());
+        assert!(preflight(&o, &host)[0].contains("not possible"), "a backend that does not say");
+        host.host_features = Some(o.features);
+        assert_eq!(preflight(&o, &host), [""; 0]);
+        host.host_features = Model::X86_64.features();
+        assert!(preflight(&o, &host)[0].contains("lacks") && preflight(&o, &host)[0].contains("sse4.2"));
+        host.host_features = Model::V3.features();
+        let text = &preflight(&o, &host)[0];
+        assert!(text.contains("avx2") && text.contains("besides"), "{text}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::trust::{self, Pin, TrustError};
 use super::vm::{BackendError, call};
 use godwit_abi::{self as abi, BackendTable, ENTRY_SYMBOL, EntryFn, Text, TextList};
+use godwit_state::model::Features;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,9 @@ pub struct Probe {
     pub tsc_khz: u64,
     /// It can give a guest any other frequency too.
     pub tsc_scaling: bool,
+    /// What the model "host" has here, if it is on offer and the backend says so.
+    #[serde(skip)]
+    pub host_features: Option<Features>,
 }
 
 /// A loaded backend. Never unloaded: its threads and thread-locals may outlive any VM.
@@ -247,6 +251,7 @@ impl Plugin {
             models: TextList { ptr: std::ptr::null(), len: 0 },
             tsc_khz: 0,
             flags: 0,
+            host_features: [0; 8],
         };
         call("probe", |err| {
             // SAFETY: the pointers are valid for the call; presence was checked at load.
@@ -258,8 +263,15 @@ impl Plugin {
             models: unsafe { texts(&probe.models) },
             tsc_khz: probe.tsc_khz,
             tsc_scaling: probe.flags & abi::PROBE_TSC_SCALING != 0,
+            host_features: host_features(&probe.host_features),
         })
     }
+}
+
+/// All zero is a backend that does not say.
+fn host_features(told: &[u32; 8]) -> Option<Features> {
+    let [registers @ .., _] = *told;
+    registers.iter().any(|r| *r != 0).then(|| Features::from_registers(registers))
 }
 
 /// Name of the first function that the table lacks.
