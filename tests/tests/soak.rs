@@ -8,7 +8,7 @@ use godwit_guests::bench;
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::{PATIENCE, Process, Scratch, ask, program};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -90,8 +90,9 @@ impl Life {
     }
 }
 
-fn migrate(from: &Life, target: &str) -> Result<Value, String> {
-    let body = json!({"action": "send", "target": target, "allow_tsc_mismatch": true}).to_string();
+fn migrate(from: &Life, target: &str, disks: &[&str]) -> Result<Value, String> {
+    let body = json!({"action": "send", "target": target, "allow_tsc_mismatch": true, "move_disks": disks});
+    let body = body.to_string();
     let asked = ask(&from.api, "PUT", "/migration", &body)?;
     if asked.0 != 204 {
         return Err(format!("refused: {asked:?}"));
@@ -112,6 +113,8 @@ struct Stage {
     godwit: PathBuf,
     scratch: Scratch,
     with_net: bool,
+    /// The disk goes along: each life has a copy of its own.
+    moves_disk: bool,
     transports: Vec<&'static str>,
 }
 
@@ -135,7 +138,8 @@ impl Stage {
         }
         // In a new network namespace even the loopback is down.
         let _ = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        Ok(Stage { godwit, scratch, with_net: net.is_ok(), transports: vec!["unix", "tcp"] })
+        let transports = vec!["unix", "tcp"];
+        Ok(Stage { godwit, scratch, with_net: net.is_ok(), moves_disk: false, transports })
     }
 
     fn text(&self, name: &str) -> String {
@@ -166,7 +170,17 @@ impl Stage {
         Life { process: Process::start(&self.godwit, &args, ""), api, read: 0 }
     }
 
-    fn receive(&self, backend: &str, number: usize) -> Result<(Life, String), String> {
+    fn receive(&self, backend: &str, number: usize, more: &[&str]) -> Result<(Life, String), String> {
+        self.receive_with(backend, number, more, "")
+    }
+
+    fn receive_with(
+        &self,
+        backend: &str,
+        number: usize,
+        more: &[&str],
+        fault: &str,
+    ) -> Result<(Life, String), String> {
         let api = self.scratch.path(&format!("{number}.api"));
         let at = match self.transports[number % self.transports.len()] {
             "tcp" => "tcp:127.0.0.1:0".to_owned(),
@@ -177,7 +191,12 @@ impl Stage {
         if self.with_net {
             args.extend(["--tap", &tap]);
         }
-        let process = Process::start(&self.godwit, &args, "");
+        let disk = format!("d={}", self.text(&format!("disk{number}.img")));
+        if self.moves_disk {
+            args.extend(["--drive", &disk]);
+        }
+        args.extend(more);
+        let process = Process::start(&self.godwit, &args, fault);
         process.wait_err("\n");
         let said = process.err();
         let place = said.lines().find_map(|l| l.split_once("waiting for a guest on "));
@@ -191,11 +210,13 @@ fn percentile(values: &mut [f64], percent: usize) -> f64 {
     values[(values.len() * percent / 100).min(values.len() - 1)]
 }
 
-fn back_and_forth(test: &str, backends: &[&str], moves: usize) {
-    let stage = match Stage::set(test, backends) {
+fn back_and_forth(test: &str, backends: &[&str], moves: usize, moves_disk: bool) {
+    let mut stage = match Stage::set(test, backends) {
         Ok(stage) => stage,
         Err(why) => return println!("SKIPPED {test}: {why}"),
     };
+    stage.moves_disk = moves_disk;
+    let disks: &[&str] = if moves_disk { &["d"] } else { &[] };
     let (mut ledger, mut downtimes) = (Ledger::default(), Vec::new());
     let mut here = stage.start(backends[0]);
     here.rounds(&mut ledger, 3).unwrap();
@@ -204,14 +225,20 @@ fn back_and_forth(test: &str, backends: &[&str], moves: usize) {
     for number in 1..=moves {
         let backend = backends[number % backends.len()];
         let fail = |why: String| -> ! { panic!("move {number} to {backend}: {why}") };
-        let (mut next, place) = stage.receive(backend, number).unwrap_or_else(|e| fail(e));
-        let report =
-            migrate(&here, &place).unwrap_or_else(|e| fail(format!("{e}; there: {}", next.process.err())));
+        let (mut next, place) = stage.receive(backend, number, &[]).unwrap_or_else(|e| fail(e));
+        let report = migrate(&here, &place, disks)
+            .unwrap_or_else(|e| fail(format!("{e}; there: {}", next.process.err())));
         if here.process.wait_exit() != Some(0) {
             fail(here.process.err());
         }
         ledger.take(&here.process.text(), here.read).unwrap_or_else(|e| fail(e));
         let _ = std::fs::remove_file(&here.api);
+        if moves_disk {
+            // What is left at the source is stale: nobody may need it any more.
+            let name = if number == 1 { "disk.img".into() } else { format!("disk{}.img", number - 1) };
+            std::fs::remove_file(stage.scratch.path(&name)).unwrap();
+            assert!(!stage.scratch.path(&format!("disk{number}.img.partial")).exists());
+        }
         downtimes.push(report["downtime_ms"].as_f64().unwrap_or(f64::NAN));
         next.rounds(&mut ledger, 2).unwrap_or_else(|e| fail(e));
         here = next;
@@ -227,18 +254,72 @@ fn back_and_forth(test: &str, backends: &[&str], moves: usize) {
         percentile(&mut downtimes, 50),
         percentile(&mut downtimes, 99)
     );
-    drop(here);
-    assert!(Path::new(&stage.text("disk.img")).exists());
 }
 
 #[test]
 fn a_busy_guest_moves_back_and_forth() {
-    back_and_forth("a_busy_guest_moves_back_and_forth", &["kvm", "interp"], 6);
+    back_and_forth("a_busy_guest_moves_back_and_forth", &["kvm", "interp"], 6, false);
 }
 
 #[test]
 fn a_busy_guest_moves_between_interpreters() {
-    back_and_forth("a_busy_guest_moves_between_interpreters", &["interp", "interp"], 2);
+    back_and_forth("a_busy_guest_moves_between_interpreters", &["interp", "interp"], 2, false);
+}
+
+#[test]
+fn a_busy_guests_disk_moves_with_it() {
+    back_and_forth("a_busy_guests_disk_moves_with_it", &["interp", "interp"], 3, true);
+}
+
+#[test]
+fn a_disk_that_cannot_move_stays_the_truth_and_leaves_nothing_behind() {
+    let test = "a_disk_that_cannot_move_stays_the_truth_and_leaves_nothing_behind";
+    let mut stage = match Stage::set(test, &["interp"]) {
+        Ok(stage) => stage,
+        Err(why) => return println!("SKIPPED {test}: {why}"),
+    };
+    let mut ledger = Ledger::default();
+    let mut here = stage.start("interp");
+    here.rounds(&mut ledger, 3).unwrap();
+    let leftovers = |stage: &Stage, number: usize| {
+        let name = format!("disk{number}.img");
+        [name.clone(), format!("{name}.partial")].iter().any(|n| stage.scratch.path(n).exists())
+    };
+    // The receiver does not say where to; there is something already.
+    let (there, place) = stage.receive("interp", 1, &[]).unwrap();
+    let error = migrate(&here, &place, &["d"]).unwrap_err();
+    assert!(error.contains("--drive d=PATH"), "{error}");
+    drop(there);
+    stage.moves_disk = true;
+    std::fs::write(stage.scratch.path("disk2.img"), "mine").unwrap();
+    let (there, place) = stage.receive("interp", 2, &[]).unwrap();
+    let error = migrate(&here, &place, &["d"]).unwrap_err();
+    assert!(error.contains("there already"), "{error}");
+    drop(there);
+    assert_eq!(std::fs::read(stage.scratch.path("disk2.img")).unwrap(), b"mine");
+    std::fs::remove_file(stage.scratch.path("disk2.img")).unwrap();
+    // Faults on the way: the destination dies or cannot load; then a move that is left to succeed.
+    for (number, fault) in
+        [(4, "destination:round:cut"), (5, "destination:ready:cut"), (6, "destination:commit:cut")]
+    {
+        let (there, place) = stage.receive_with("interp", number, &[], fault).unwrap();
+        let outcome = migrate(&here, &place, &["d"]);
+        assert!(outcome.is_err(), "{fault}: {outcome:?}");
+        let mut there = there;
+        assert_ne!(there.process.wait_exit(), Some(0), "{fault}");
+        assert!(!leftovers(&stage, number), "{fault}: something is left of the copy");
+        if number == 6 {
+            let answer = ask(&here.api, "PUT", "/migration", r#"{"action":"resume"}"#).unwrap();
+            assert_eq!(answer.0, 204, "{answer:?}");
+        }
+        here.rounds(&mut ledger, 30).unwrap_or_else(|e| panic!("{fault}: {e}"));
+    }
+    let (mut there, place) = stage.receive("interp", 7, &[]).unwrap();
+    migrate(&here, &place, &["d"]).unwrap();
+    here.process.wait_exit();
+    ledger.take(&here.process.text(), here.read).unwrap();
+    there.rounds(&mut ledger, 30).unwrap();
+    assert!(stage.scratch.path("disk7.img").exists());
 }
 
 #[test]
@@ -248,5 +329,5 @@ fn a_thousand_moves_of_a_busy_guest() {
     let test = "a_thousand_moves_of_a_busy_guest";
     let backends: &[&str] =
         if Plugin::usable("kvm").is_ok() { &["kvm", "interp"] } else { &["interp", "interp"] };
-    back_and_forth(test, backends, count);
+    back_and_forth(test, backends, count, false);
 }

@@ -66,6 +66,9 @@ pub struct Migrate {
     /// Directory with ca-cert.pem, client-cert.pem and client-key.pem, as the sending godwit sees it.
     #[arg(long, value_name = "DIR")]
     tls_dir: Option<PathBuf>,
+    /// Copy this disk to the destination too; may be given several times. There --drive ID=PATH says where to.
+    #[arg(long, value_name = "ID")]
+    move_disk: Vec<String>,
     /// Print the final report as JSON.
     #[arg(long)]
     json: bool,
@@ -170,6 +173,7 @@ impl Migrate {
             allow_tsc_mismatch: self.allow_tsc_mismatch,
             insecure: self.insecure,
             tls_dir: self.tls_dir.clone(),
+            move_disks: self.move_disk.clone(),
             ..SendRequest::default()
         }
     }

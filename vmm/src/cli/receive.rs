@@ -40,13 +40,16 @@ pub struct Receive {
     /// Most guest memory to take, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 0, hide_default_value = true)]
     max_memory_mib: u64,
+    /// Most MiB of disks to take along with the guest, together.
+    #[arg(long, value_name = "MIB", default_value_t = 0, hide_default_value = true)]
+    max_disk_mib: u64,
     /// Most vCPUs to take.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     max_vcpus: u32,
     /// Accept another TSC frequency than the guest's.
     #[arg(long)]
     allow_tsc_mismatch: bool,
-    /// Give the guest's disk ID this file or block device of this host; may be given several times.
+    /// Give the guest's disk ID this file or block device of this host; for a disk that moves with the guest: where its copy goes. May be given several times.
     #[arg(long, value_name = "ID=PATH")]
     drive: Vec<Replacement>,
     /// Give the guest's network interface ID this TAP interface; may be given several times.
@@ -115,6 +118,7 @@ impl Receive {
             memory_bytes: self.max_memory_mib.saturating_mul(1 << 20),
             vcpus: self.max_vcpus,
             allow_tsc_mismatch: self.allow_tsc_mismatch,
+            disk_bytes: self.max_disk_mib.saturating_mul(1 << 20),
             overrides: Overrides {
                 drives: self.drive.clone(),
                 taps: self.tap.clone(),

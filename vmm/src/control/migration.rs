@@ -8,6 +8,7 @@ use crate::migrate::{
     self, Address, Link, MigrateError, MigrationRequest, Options, Phase, Progress, SendRequest, Snapshot,
     Stream, Tls, unconfirmed_advice,
 };
+use crate::virtio::block::OnMigration;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -103,11 +104,15 @@ impl Migrations {
                 return Err("the guest was given away already".into());
             }
         }
+        let mut devices = config.devices;
+        for id in &request.move_disks {
+            let drive = devices.drives.iter_mut().find(|d| d.drive_id == *id);
+            drive.ok_or_else(|| format!("the guest has no drive {id}"))?.on_migration = OnMigration::Moved;
+        }
         // Diff snapshots have it on all the time.
         let keep_log = config.machine.track_dirty_pages;
-        let leaving =
-            Leaving::new(self.0.handle.door(), &config.devices, request.allow_tsc_mismatch, keep_log)
-                .map_err(|_| "there is no machine to send: start it first".to_owned())?;
+        let leaving = Leaving::new(self.0.handle.door(), &devices, request.allow_tsc_mismatch, keep_log)
+            .map_err(|e| e.to_string())?;
         let progress = Progress::new("source", &address.to_string());
         let worker = Worker { migrations: self.clone(), address, tls, options, progress: progress.clone() };
         self.0.seen.store(false, Ordering::SeqCst);

@@ -18,6 +18,7 @@ mod migration;
 pub mod moving;
 pub mod overrides;
 mod snapshot;
+pub mod volumes;
 
 pub use action::{Action, ConfigPart, Denied, DeviceUpdate, InstanceInfo, Outcome, Stage};
 pub use handle::{Handle, MachineDoor};

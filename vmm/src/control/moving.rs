@@ -1,6 +1,7 @@
 //! The real machine leaving and arriving: `migrate`'s traits over `machine`.
 
 use super::overrides::Overrides;
+use super::volumes;
 use crate::machine::{Console, EventSink, Kind, Machine, RunState, Spec, board_kinds, device_kinds};
 use crate::memory::ram::{Backing, MAX_RAM, layout, make_writable};
 use crate::memory::{GuestRam, PageSet, Region, SharedRam};
@@ -11,7 +12,7 @@ use crate::mmds::Service;
 use crate::plugin::{Plugin, Probe};
 use crate::state::{self, BOARD_MICROVM, Header};
 use crate::virtio::balloon::BalloonConfig;
-use crate::virtio::block::DriveConfig;
+use crate::virtio::block::{DriveConfig, OnMigration};
 use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::slots::DevicesConfig;
@@ -47,6 +48,9 @@ struct Description {
     balloon: Option<BalloonConfig>,
     #[serde(default)]
     drives: Vec<DriveConfig>,
+    /// Names and sizes in bytes of the disks that move with the guest, in the order of their regions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    moved: Vec<(String, u64)>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterfaceConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,13 +64,13 @@ struct Description {
 impl From<DevicesConfig> for Description {
     fn from(d: DevicesConfig) -> Self {
         let DevicesConfig { balloon, drives, network_interfaces, mmds, vsock, entropy } = d;
-        Description { balloon, drives, network_interfaces, mmds, vsock, entropy }
+        Description { balloon, drives, moved: Vec::new(), network_interfaces, mmds, vsock, entropy }
     }
 }
 
 impl From<Description> for DevicesConfig {
     fn from(d: Description) -> Self {
-        let Description { balloon, drives, network_interfaces, mmds, vsock, entropy } = d;
+        let Description { balloon, drives, moved: _, network_interfaces, mmds, vsock, entropy } = d;
         DevicesConfig { balloon, drives, network_interfaces, mmds, vsock, entropy }
     }
 }
@@ -115,6 +119,10 @@ const LINKS_COME_UP: Duration = Duration::from_millis(1500);
 /// Kinds of devices that can be built here.
 const DEVICES: [&str; 5] = ["virtio.balloon", "virtio.block", "virtio.net", "virtio.vsock", "virtio.rng"];
 
+fn lock<T: ?Sized>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// A way to have the thread that owns the machine do something with it.
 pub trait Door: Send {
     /// What is left after the guest was given away.
@@ -138,6 +146,7 @@ impl Door for Arc<Mutex<Machine>> {
 pub struct Leaving<D> {
     door: D,
     ram: GuestRam,
+    disks: volumes::Leaving,
     offer: Offer,
     /// Diff snapshots keep the dirty log on all the time.
     keep_log: bool,
@@ -155,8 +164,19 @@ impl<D: Door> Leaving<D> {
         allow_tsc_mismatch: bool,
         keep_log: bool,
     ) -> Result<Self, Fault> {
-        let looked = door.with(|m| (m.ram().clone(), m.shape().clone(), m.section_kinds(), header(m)));
-        let (ram, shape, kinds, header) = looked.ok_or("the machine has ended")?;
+        let moved = devices.drives.iter().filter(|d| d.on_migration == OnMigration::Moved);
+        let moved: Vec<String> = moved.map(|d| d.drive_id.clone()).collect();
+        let names = moved.clone();
+        let looked = door.with(move |m| {
+            let image = |id: &String| Some(lock(m.slots().drive(id)?).device_mut().image());
+            let images: Option<Vec<_>> = names.iter().map(image).collect();
+            (m.ram().clone(), m.shape().clone(), m.section_kinds(), header(m), images)
+        });
+        let (ram, shape, kinds, header, images) =
+            looked.ok_or("there is no machine to send: start it first")?;
+        let disks = volumes::Leaving::new(images.ok_or("a drive that is to move is not there")?);
+        let mut description = Description::from(devices.clone());
+        description.moved = moved.into_iter().zip(disks.bytes()).collect();
         let section = |(kind, version): Kind| OfferedSection { kind, version, optional: false };
         let features = shape.features.ok_or("the backend does not say what its model \"host\" has")?;
         let offer = Offer {
@@ -170,9 +190,9 @@ impl<D: Door> Leaving<D> {
             allow_tsc_mismatch,
             sections: kinds.into_iter().map(section).collect(),
             devices: offered(devices),
-            description: describe(devices)?,
+            description: serde_json::to_vec(&description)?,
         };
-        Ok(Leaving { door, ram, offer, keep_log, paused_by_us: false })
+        Ok(Leaving { door, ram, disks, offer, keep_log, paused_by_us: false })
     }
 
     fn with<R: Send + 'static>(
@@ -196,6 +216,7 @@ impl<D: Door> Source for Leaving<D> {
     }
 
     fn start_logging(&mut self) -> Result<(), Fault> {
+        self.disks.start_log();
         if self.keep_log { Ok(()) } else { self.with(|m| Ok(m.start_dirty_log()?)) }
     }
 
@@ -209,19 +230,28 @@ impl<D: Door> Source for Leaving<D> {
         for ((_, words), taken) in pages.bitmaps().zip(bitmaps) {
             words.iter_mut().zip(taken).for_each(|(into, from)| *into |= from);
         }
+        self.disks.take_dirty(pages);
         Ok(result?)
     }
 
+    fn volumes(&self) -> Vec<Region> {
+        self.disks.regions()
+    }
+
     fn memory(&self) -> Arc<dyn Memory> {
-        self.ram.clone()
+        Arc::new(volumes::Both { ram: self.ram.clone(), disks: self.disks.clone() })
     }
 
     fn hand_over(&self) -> Result<SharedRam, Fault> {
+        if !self.disks.is_empty() {
+            return Err("disks are copied, so memory is too".into());
+        }
         Ok(SharedRam::of(&self.ram)?)
     }
 
     fn untouched(&self, pages: &mut PageSet, zero: &mut PageSet) {
         crate::memory::untouched(&self.ram, pages, zero);
+        self.disks.holes(pages, zero);
     }
 
     fn throttle(&mut self, percent: u8) -> Result<(), Fault> {
@@ -248,6 +278,7 @@ impl<D: Door> Source for Leaving<D> {
     }
 
     fn abandon(&mut self, taken: &PageSet) -> Result<(), Fault> {
+        self.disks.stop_log();
         let resume = std::mem::take(&mut self.paused_by_us);
         let keep_log = self.keep_log;
         self.with(move |m| {
@@ -268,6 +299,7 @@ impl<D: Door> Source for Leaving<D> {
     }
 
     fn commit(self) -> D::Gone {
+        self.disks.stop_log();
         self.door.give_away()
     }
 }
@@ -281,6 +313,8 @@ pub struct Limits {
     pub vcpus: u32,
     /// Another TSC frequency is accepted.
     pub allow_tsc_mismatch: bool,
+    /// Most bytes of disks that come with the guest, together; 0: as much as there is room for.
+    pub disk_bytes: u64,
     /// What devices get here in the place of the sender's paths and names.
     pub overrides: Overrides,
 }
@@ -318,10 +352,42 @@ impl Arriving {
     }
 }
 
+impl Arriving {
+    /// Makes room for disks that come along. Only where the operator here said: a sender must not choose what is written.
+    fn receive_disks(&self, moved: &[(String, u64)]) -> Result<volumes::Arriving, Fault> {
+        let total = moved.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let most = match self.limits.disk_bytes {
+            0 => volumes::MAX_BYTES,
+            limit => limit,
+        };
+        if total > most {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            return Err(
+                format!("disks of {} MiB, at most {} MiB are allowed here", mib(total), mib(most)).into()
+            );
+        }
+        let mut places = Vec::new();
+        for (i, (id, bytes)) in moved.iter().enumerate() {
+            if moved[..i].iter().any(|(other, _)| other == id) || !bytes.is_multiple_of(512) {
+                return Err(format!("drive {id}: malformed").into());
+            }
+            let to = self.limits.overrides.drives.iter().find(|r| r.id == *id);
+            let to = to.ok_or_else(|| {
+                format!(
+                    "drive {id} moves with the guest: say where to, with --drive {id}=PATH at the receiver"
+                )
+            })?;
+            places.push((to.with.clone().into(), *bytes));
+        }
+        volumes::Arriving::create(&places)
+    }
+}
+
 /// A machine that is being filled, and its header.
 pub struct Filling {
     machine: Machine,
     devices: DevicesConfig,
+    disks: Arc<volumes::Arriving>,
 }
 
 /// A machine whose guest has just arrived and runs.
@@ -361,8 +427,17 @@ impl Builder for Arriving {
         if !offer.regions.iter().map(|r| (r.gpa, r.len)).eq(ours) {
             return Err("its memory lies elsewhere than on this board".into());
         }
-        let mut devices = described(&offer.description)?;
+        let description: Description = serde_json::from_slice(&offer.description)?;
+        let moved = description.moved.clone();
+        let mut devices = DevicesConfig::from(description);
         self.limits.overrides.apply(&mut devices)?;
+        let disks = Arc::new(self.receive_disks(&moved)?);
+        // Until they are whole they have other names.
+        let mut built = devices.clone();
+        for ((id, _), partial) in moved.iter().zip(disks.partial_paths()) {
+            let drive = built.drives.iter_mut().find(|d| d.drive_id == *id);
+            drive.ok_or("a moved disk is not among the drives")?.path_on_host = Some(partial);
+        }
         let spec = Spec {
             vcpus: offer.vcpus,
             memory_bytes,
@@ -370,21 +445,25 @@ impl Builder for Arriving {
             tsc_khz: Some(offer.tsc_khz),
             allow_tsc_mismatch: self.limits.allow_tsc_mismatch || offer.allow_tsc_mismatch,
             backing: memory.map_or(Backing::Shared, Backing::HandedOver),
-            devices: devices.clone(),
+            devices: built,
         };
         let machine = Machine::build(&spec, &self.plugin, self.console, self.events)?;
         super::metadata::attach(&self.metadata, &devices, machine.slots())?;
         // While the guest still runs where it is: later this would be silence for its peers.
         machine.slots().await_links(LINKS_COME_UP);
-        Ok(Filling { machine, devices })
+        Ok(Filling { machine, devices, disks })
     }
 }
 
 impl Target for Filling {
     type Running = Arrived;
 
+    fn volumes(&self) -> Vec<Region> {
+        self.disks.regions()
+    }
+
     fn memory(&self) -> Arc<dyn Memory> {
-        self.machine.ram().clone()
+        Arc::new(volumes::Both { ram: self.machine.ram().clone(), disks: Arc::clone(&self.disks) })
     }
 
     fn load(&mut self, container: &[u8]) -> Result<(), Fault> {
@@ -395,12 +474,14 @@ impl Target for Filling {
         {
             return Err("the state is of another machine than the one that was offered".into());
         }
-        Ok(self.machine.restore(&sections)?)
+        self.machine.restore(&sections)?;
+        self.disks.finish()
     }
 
     fn run(mut self, advance_ns: u64) -> Result<Arrived, Fault> {
         // Nothing changes where it was writable already.
         make_writable(self.machine.ram())?;
+        self.disks.keep();
         self.machine.resume(advance_ns)?;
         Ok(Arrived { machine: self.machine, devices: self.devices })
     }

@@ -122,7 +122,8 @@ impl<B: Builder> Greeted<B> {
             report.handed_over = true;
             return Ok(Prepared::Memory(Lent { target, link, progress, report, deed }));
         }
-        let (known, written) = (PageSet::empty(&offer.regions), PageSet::empty(&offer.regions));
+        let all = [offer.regions, target.volumes()].concat();
+        let (known, written) = (PageSet::empty(&all), PageSet::empty(&all));
         let memory = target.memory();
         let receiving =
             Receiving { target, memory, link, progress, known, written, unpacked: Vec::new(), report };

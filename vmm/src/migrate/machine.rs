@@ -1,7 +1,7 @@
 //! What a machine must be able to do to leave, and to arrive. `control` implements these over the real one.
 
 use super::offer::{Capabilities, Offer};
-use crate::memory::{PageSet, SharedRam};
+use crate::memory::{PageSet, Region, SharedRam};
 use std::sync::Arc;
 
 /// A machine's reason for not doing its part: text for the operator.
@@ -50,6 +50,11 @@ pub trait Source: Send {
     /// # Errors
     /// The backend's.
     fn take_dirty(&mut self, pages: &mut PageSet) -> Result<(), Fault>;
+    /// What goes along besides memory and is copied like it, as regions of addresses above any memory: disks. Its pages are in
+    /// [`Source::memory`], [`Source::take_dirty`] and [`Source::untouched`] too. The destination's machine has the same.
+    fn volumes(&self) -> Vec<Region> {
+        Vec::new()
+    }
     /// Its memory, to read from.
     fn memory(&self) -> Arc<dyn Memory>;
     /// Its memory for another process on this machine to map.
@@ -107,6 +112,10 @@ pub trait Builder {
 pub trait Target {
     /// The machine with its guest running.
     type Running;
+    /// What comes along besides memory: see [`Source::volumes`].
+    fn volumes(&self) -> Vec<Region> {
+        Vec::new()
+    }
     /// Its memory, to fill.
     fn memory(&self) -> Arc<dyn Memory>;
     /// Verifies a state container and loads it into the backend and the devices, all of it. All pages are in place.

@@ -47,6 +47,8 @@ pub struct SendRequest {
     pub insecure: bool,
     /// Directory with ca-cert.pem, client-cert.pem and client-key.pem.
     pub tls_dir: Option<PathBuf>,
+    /// Disks to copy to the destination, by name, besides those configured so (`on_migration`).
+    pub move_disks: Vec<String>,
     /// Seconds without any byte from the peer before it is given up.
     pub idle_s: u64,
 }
@@ -67,6 +69,7 @@ impl Default for SendRequest {
             allow_tsc_mismatch: false,
             insecure: false,
             tls_dir: None,
+            move_disks: Vec::new(),
             idle_s: o.idle.as_secs(),
         }
     }

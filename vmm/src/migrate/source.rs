@@ -181,11 +181,12 @@ impl<S: Source> Greeted<S> {
                 other => return Err(unexpected(other, "an answer to the offer")),
             }
             c.report.handed_over = lend.is_some();
-            c.taken = Some(PageSet::empty(&offer.regions));
+            let all = [offer.regions, machine.volumes()].concat();
+            c.taken = Some(PageSet::empty(&all));
             if lend.is_none() {
                 machine.start_logging().map_err(MigrateError::machine("starting the dirty log"))?;
             }
-            Ok((lend.map(|(_, deed)| deed), PageSet::full(&offer.regions)))
+            Ok((lend.map(|(_, deed)| deed), PageSet::full(&all)))
         })?;
         Ok(match deed {
             Some(deed) => Accepted::Memory(Lent { machine, context, deed }),

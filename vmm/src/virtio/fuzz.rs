@@ -26,6 +26,7 @@ pub fn test_disk(read_only: bool) -> (block::Block, TempFile) {
         cache_type: block::CacheType::Writeback,
         rate_limiter: None,
         io_engine: None,
+        on_migration: Default::default(),
         socket: None,
     };
     (block::Block::new(&config).expect("disk"), file)

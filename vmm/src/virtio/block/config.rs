@@ -23,6 +23,22 @@ pub enum FileEngine {
     Async,
 }
 
+/// What becomes of the disk when its guest moves to another host. Godwit's own; Firecracker moves no guests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnMigration {
+    /// Both hosts reach it, at the same path or another that the receiver is told.
+    #[default]
+    Shared,
+    /// It is copied to the destination while the guest runs.
+    Moved,
+}
+
+impl OnMigration {
+    fn is_default(&self) -> bool {
+        *self == OnMigration::default()
+    }
+}
+
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +65,9 @@ pub struct DriveConfig {
     /// I/O engine; absent: [`FileEngine::Sync`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io_engine: Option<FileEngine>,
+    /// What becomes of it when its guest moves.
+    #[serde(default, skip_serializing_if = "OnMigration::is_default")]
+    pub on_migration: OnMigration,
     /// vhost-user backend; refused by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,

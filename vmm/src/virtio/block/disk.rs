@@ -1,6 +1,7 @@
 //! The file behind a drive.
 
 use super::config::{CacheType, DriveConfig, FileEngine};
+use super::image::{Image, WriteLog};
 use crate::virtio::{Ram, Segments, iov};
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::Errno;
@@ -8,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::sync::Arc;
 
 /// Bytes in a sector, whatever the host's disk has.
 pub(crate) const SECTOR: u64 = 512;
@@ -47,6 +49,9 @@ pub enum DriveError {
         /// The file.
         path: String,
     },
+    /// It is being copied to where the guest goes.
+    #[error("drive {0} moves with the guest just now: its file cannot be changed")]
+    Moving(String),
     /// No timer for the rate limiter.
     #[error("drive {id}: rate limiter: {source}")]
     Limiter {
@@ -60,7 +65,8 @@ pub enum DriveError {
 /// An open image.
 #[derive(Debug)]
 pub(super) struct Disk {
-    file: File,
+    file: Arc<File>,
+    log: Arc<WriteLog>,
     pub(super) sectors: u64,
     pub(super) read_only: bool,
     pub(super) cache: CacheType,
@@ -87,7 +93,18 @@ impl Disk {
         if bytes % SECTOR != 0 {
             tracing::warn!("drive {}: the last {} bytes of {path} are not a sector", id(), bytes % SECTOR);
         }
-        Ok(Disk { file, sectors: bytes / SECTOR, read_only, cache: config.cache_type })
+        let (file, log) = (Arc::new(file), Arc::default());
+        Ok(Disk { file, log, sectors: bytes / SECTOR, read_only, cache: config.cache_type })
+    }
+
+    /// For who copies it while the guest runs.
+    pub(super) fn image(&self) -> Image {
+        let (file, log) = (Arc::clone(&self.file), Arc::clone(&self.log));
+        Image { file, bytes: self.sectors * SECTOR, log }
+    }
+
+    pub(super) fn is_copied(&self) -> bool {
+        self.log.is_on()
     }
 
     /// Is `bytes` bytes from `sector` on a part of the disk, in whole sectors?
@@ -101,17 +118,21 @@ impl Disk {
     }
 
     pub(super) fn write(&self, sector: u64, mem: &Ram, from: &Segments, len: u64) -> io::Result<()> {
-        iov::write_at(self.file.as_fd(), sector * SECTOR, mem, from, len)
+        let done = iov::write_at(self.file.as_fd(), sector * SECTOR, mem, from, len);
+        self.log.wrote(sector * SECTOR, len);
+        done
     }
 
     pub(super) fn flush(&self) -> io::Result<()> {
-        Ok(fdatasync(&self.file)?)
+        Ok(fdatasync(&*self.file)?)
     }
 
     /// The contents may go; reading them gives zeros or what was there.
     pub(super) fn discard(&self, sector: u64, count: u64) -> io::Result<()> {
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, mode, sector * SECTOR, count * SECTOR) {
+        let done = fallocate(&*self.file, mode, sector * SECTOR, count * SECTOR);
+        self.log.wrote(sector * SECTOR, count * SECTOR);
+        match done {
             // A hint: a file that cannot do it keeps its data.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(()),
             other => Ok(other?),
@@ -120,9 +141,15 @@ impl Disk {
 
     /// Zeros from now on; with `unmap` the room may be given back.
     pub(super) fn write_zeroes(&self, sector: u64, count: u64, unmap: bool) -> io::Result<()> {
+        let done = self.put_zeroes(sector, count, unmap);
+        self.log.wrote(sector * SECTOR, count * SECTOR);
+        done
+    }
+
+    fn put_zeroes(&self, sector: u64, count: u64, unmap: bool) -> io::Result<()> {
         let first = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
         let mode = first | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, mode, sector * SECTOR, count * SECTOR) {
+        match fallocate(&*self.file, mode, sector * SECTOR, count * SECTOR) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
             other => return Ok(other?),
         }

@@ -5,12 +5,13 @@
 
 mod config;
 mod disk;
+pub mod image;
 mod request;
 mod state;
 #[cfg(test)]
 mod tests;
 
-pub use config::{CacheType, DriveConfig, FileEngine};
+pub use config::{CacheType, DriveConfig, FileEngine, OnMigration};
 pub use disk::DriveError;
 pub use state::BlockV1;
 
@@ -83,8 +84,16 @@ impl Block {
     /// # Errors
     /// The new file cannot be used; the old one stays.
     pub fn replace_disk(&mut self, config: &DriveConfig) -> Result<(), DriveError> {
+        if self.disk.is_copied() {
+            return Err(DriveError::Moving(self.id.clone()));
+        }
         self.disk = Disk::open(config)?;
         Ok(())
+    }
+
+    /// Its file, for who copies it while the guest runs.
+    pub fn image(&self) -> image::Image {
+        self.disk.image()
     }
 
     fn execute(

@@ -140,6 +140,7 @@ fn a_disk_that_moves_in_mid_queue_goes_on_there() {
         cache_type: CacheType::Writeback,
         rate_limiter: None,
         io_engine: None,
+        on_migration: Default::default(),
         socket: None,
     };
     let mut d = d.moved_to(Block::new(&config).unwrap());
