@@ -457,6 +457,8 @@ fn busy(test: &str, backends: &[&str]) {
         "entropy": {},
         "balloon": {"amount_mib": 0, "deflate_on_oom": false, "stats_polling_interval_s": 1},
     });
+    let mut config = config;
+    config["metrics"] = json!({"metrics_path": stage.text("metrics")});
     std::fs::write(stage.text("busy.json"), config.to_string()).unwrap();
     let mut vm = stage.start("0.sock", backends[0], &["--config-file", &stage.text("busy.json")]);
     let (mut all, mut rounds) = (String::new(), 0);
@@ -469,6 +471,21 @@ fn busy(test: &str, backends: &[&str]) {
     };
     for (i, backend) in (1..).zip(backends.iter().cycle().skip(1).take(backends.len())) {
         wait(&vm);
+        if i == 1 {
+            vm.does("PUT", "/actions", json!({"action_type": "FlushMetrics"}));
+            let metrics = std::fs::read_to_string(stage.text("metrics")).unwrap();
+            let line: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+            for (group, name) in [
+                ("net_eth0", "tx_packets_count"),
+                ("net", "rx_bytes_count"),
+                ("block_d", "write_bytes"),
+                ("block", "read_count"),
+                ("uart", "write_count"),
+            ] {
+                assert!(line[group][name].as_u64() > Some(0), "{group} {name}: {line}");
+            }
+            assert!(line["vsock"].is_object() && line["balloon"].is_object() && line["entropy"].is_object());
+        }
         all.push_str(&vm.pause());
         vm.does("PUT", "/snapshot/create", stage.files(&i.to_string()));
         std::fs::copy(stage.text(&format!("{}.disk", i - 1)), stage.text(&format!("{i}.disk"))).unwrap();

@@ -103,9 +103,26 @@ pub struct Serial {
     line: IrqLine,
     level: bool,
     room: Option<Box<dyn Fn() + Send>>,
+    counts: SerialCounts,
+}
+
+/// Bytes since the port was made; no state.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SerialCounts {
+    /// That the guest has read.
+    pub read: u64,
+    /// That it has written.
+    pub written: u64,
+    /// Of these, what nobody took in time.
+    pub lost: u64,
 }
 
 impl Serial {
+    /// What has gone through it.
+    pub fn counts(&self) -> SerialCounts {
+        self.counts
+    }
+
     /// A port with nothing in it.
     pub fn new(line: IrqLine, output: Box<dyn Output>) -> Self {
         Serial {
@@ -124,6 +141,7 @@ impl Serial {
             output,
             line,
             level: false,
+            counts: SerialCounts::default(),
             room: None,
         }
     }
@@ -194,6 +212,7 @@ impl Serial {
     }
 
     fn send(&mut self, byte: u8) {
+        self.counts.written += 1;
         if self.mcr & MCR_LOOP != 0 {
             if self.input.len() < FIFO {
                 self.input.push_back(byte);
@@ -203,6 +222,8 @@ impl Serial {
         } else if !self.pending.is_empty() || self.output.put(&[byte]) == 0 {
             if self.pending.len() < MAX_OUTPUT {
                 self.pending.push_back(byte);
+            } else {
+                self.counts.lost += 1;
             }
             if let Some(call) = &self.room {
                 call();
@@ -281,6 +302,7 @@ impl BusDevice for Serial {
             1 if latch => (self.divisor >> 8) as u8,
             0 => {
                 let was_full = self.room() == 0;
+                self.counts.read += u64::from(!self.input.is_empty());
                 let byte = self.input.pop_front().unwrap_or(0);
                 if was_full && let Some(call) = &self.room {
                     call();

@@ -87,6 +87,12 @@ struct Common {
     /// CPU time of the process that started this one, in microseconds; for the log.
     #[arg(long, value_name = "US")]
     parent_cpu_time_us: Option<u64>,
+    /// Log how long the guest takes to boot: until it writes 123 to address 0xc0000000.
+    #[arg(long)]
+    boot_timer: bool,
+    /// Refused: virtio devices are on MMIO here.
+    #[arg(long, hide = true)]
+    enable_pci: bool,
     /// Write metrics to this file or named pipe.
     #[arg(long, value_name = "PATH")]
     metrics_path: Option<PathBuf>,
@@ -111,6 +117,10 @@ fn fatal<E: ToString>(code: u8) -> impl Fn(E) -> Fatal {
 impl Flags {
     /// Does it: the exit code.
     pub fn run(&self) -> u8 {
+        if self.common.enable_pci {
+            eprintln!("godwit: --enable-pci: virtio devices are on MMIO here; leave the flag out");
+            return exit::ARGUMENTS;
+        }
         if self.snapshot_version {
             println!("v{MAJOR}.{MINOR}.0");
             return exit::OK;
@@ -185,6 +195,21 @@ impl Common {
         Ok(())
     }
 
+    /// How long it took from the point that the jailer (or whoever) names until now.
+    fn startup(&self, control: &mut Control) {
+        let us = |id| {
+            let now = rustix::time::clock_gettime(id);
+            now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000
+        };
+        let Some(began) = self.start_time_us else { return };
+        let wall = us(rustix::time::ClockId::Monotonic).saturating_sub(began);
+        let before = self.start_time_cpu_us.unwrap_or(0);
+        let cpu = us(rustix::time::ClockId::ProcessCPUTime).saturating_sub(before)
+            + self.parent_cpu_time_us.unwrap_or(0);
+        tracing::info!("process start: {wall} us ago, {cpu} us of CPU time with its parent's");
+        control.set_startup(wall, cpu);
+    }
+
     fn live(&self, file: Option<&Path>) -> Result<u8, Fatal> {
         let style = log::Style {
             path: self.log_path.as_deref(),
@@ -195,15 +220,6 @@ impl Common {
             id: &self.id,
         };
         log::start(style).map_err(fatal(exit::ARGUMENTS))?;
-        if let Some(began) = self.start_time_us {
-            let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-            let now_us = now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1000;
-            let wall_us = now_us.saturating_sub(began);
-            let (cpu_us, parent_us) = (self.start_time_cpu_us, self.parent_cpu_time_us);
-            tracing::info!(
-                "process start: {wall_us} us ago, CPU time then {cpu_us:?}, parent's {parent_us:?}"
-            );
-        }
         let pins: Vec<Pin> = self
             .plugin_sha256
             .iter()
@@ -226,6 +242,10 @@ impl Common {
             consoles(),
         );
         control.on_logger(Box::new(log::change));
+        if self.boot_timer {
+            control.time_boot();
+        }
+        self.startup(&mut control);
         if let Some(path) = &self.metrics_path {
             let config = config::MetricsConfig { metrics_path: path.clone() };
             control.set_metrics(&config).map_err(fatal(exit::ARGUMENTS))?;

@@ -32,6 +32,7 @@ use crate::memory::ram::Backing;
 use crate::mmds::Service;
 use crate::plugin::Plugin;
 use crate::virtio::slots::DevicesConfig;
+use crate::virtio::stats::Counted;
 use handle::Message;
 use metrics::Metrics;
 use std::collections::BTreeMap;
@@ -74,6 +75,8 @@ pub struct Control {
     metrics: Option<Metrics>,
     metadata: Service,
     latencies_us: BTreeMap<&'static str, u64>,
+    boot_timer: bool,
+    startup_us: Option<(u64, u64)>,
     machine: Option<Machine>,
     /// After the machine: its memory may need it until the end.
     served: Option<snapshot::Served>,
@@ -102,6 +105,8 @@ impl Control {
             set_log: Box::new(|_| Err("the log cannot be changed here".into())),
             metrics: None,
             latencies_us: BTreeMap::new(),
+            boot_timer: false,
+            startup_us: None,
             machine: None,
             served: None,
             stage: Stage::NotStarted,
@@ -113,6 +118,16 @@ impl Control {
     /// What `PUT /logger` does.
     pub fn on_logger(&mut self, set_log: LogSetter) {
         self.set_log = set_log;
+    }
+
+    /// Has the log say how long a guest takes to boot (`--boot-timer`).
+    pub fn time_boot(&mut self) {
+        self.boot_timer = true;
+    }
+
+    /// How long this process took to get here, for the metrics: wall-clock and CPU time in microseconds.
+    pub fn set_startup(&mut self, wall_us: u64, cpu_us: u64) {
+        self.startup_us = Some((wall_us, cpu_us));
     }
 
     /// What other threads reach it by.
@@ -172,9 +187,17 @@ impl Control {
             return Err(Denied::Failed("no metrics_path is configured".into()));
         };
         let counters = self.machine.as_ref().map(Machine::counters).unwrap_or_default();
+        let mut devices = self.machine.as_ref().map(Machine::counted).unwrap_or_default();
+        // Once: counts are since the last line.
+        let (wall, cpu) = self.startup_us.unwrap_or_default();
+        devices.push(Counted {
+            group: "api_server".into(),
+            kind: "",
+            counts: vec![("process_startup_time_us", wall), ("process_startup_time_cpu_us", cpu)],
+        });
         let name = &self.plugin.descriptor().name;
         metrics
-            .flush(self.handle.requests(), &self.latencies_us, name, counters)
+            .flush(self.handle.requests(), &self.latencies_us, name, counters, devices)
             .map_err(|e| Denied::Failed(format!("metrics: {e}")))
     }
 
@@ -383,6 +406,9 @@ impl Control {
             Machine::build(&spec, &self.plugin, console, self.handle.event_sink()).map_err(failed)?;
         metadata::attach(&self.metadata, &self.config.devices, machine.slots()).map_err(Denied::Failed)?;
         machine.boot(&source).map_err(failed)?;
+        if self.boot_timer {
+            machine.time_boot().map_err(|e| Denied::Failed(format!("--boot-timer: {e}")))?;
+        }
         if self.config.machine.track_dirty_pages {
             machine.start_dirty_log().map_err(failed)?;
         }

@@ -122,6 +122,16 @@ impl Devices {
         (self.ports.clone(), self.memory.clone(), self.chipset.clone())
     }
 
+    /// Puts one more device on the memory bus.
+    pub(super) fn add_memory(
+        &self,
+        start: u64,
+        len: u64,
+        device: impl BusDevice + 'static,
+    ) -> Result<(), MachineError> {
+        Ok(self.memory.insert(start, len, shared(device))?)
+    }
+
     /// Joins the devices to the CPUs.
     pub(super) fn connect(&self, vm: &BackendVm) -> Result<(), MachineError> {
         self.chipset.connect(wiring::cpu_bus(vm));

@@ -12,6 +12,7 @@
 //! Pausing: vCPUs out of the backend; devices drained, so that nothing is in flight and every interrupt has reached the
 //! chipset or the CPUs; then both clocks stopped. What is saved after that is complete.
 
+mod boot_timer;
 mod console;
 mod cpus;
 mod devices;
@@ -27,11 +28,13 @@ pub use error::MachineError;
 pub use kinds::{Kind, board_kinds, device_kinds};
 
 use crate::board::boot;
+use crate::board::bus::BusError;
 use crate::board::clock::BoardClock;
 use crate::memory::ram::{self, Backing};
 use crate::memory::{GuestRam, PAGE_SIZE};
 use crate::plugin::{BackendVm, Plugin, Probe, VmConfig};
 use crate::virtio::slots::DevicesConfig;
+use crate::virtio::stats::Counted;
 use cpus::Cpus;
 use devices::Devices;
 use godwit_state::{CpuState, Model, model::Features};
@@ -260,6 +263,31 @@ impl Machine {
     /// The backend's counters.
     pub fn counters(&self) -> Vec<(String, u64)> {
         self.vm.counters()
+    }
+
+    /// Has the log say how long the guest takes until it writes 123 to 0xc0000000.
+    ///
+    /// # Errors
+    /// RAM is there.
+    pub fn time_boot(&self) -> Result<(), MachineError> {
+        use boot_timer::{ADDRESS, BootTimer, SIZE};
+        if self.shape.regions.iter().any(|(start, len)| *start < ADDRESS + SIZE && start + len > ADDRESS) {
+            return Err(MachineError::Bus(BusError { start: ADDRESS, len: SIZE }));
+        }
+        self.devices.add_memory(ADDRESS, SIZE, BootTimer::new())
+    }
+
+    /// What the devices have done.
+    pub fn counted(&self) -> Vec<Counted> {
+        let serial = devices::lock(&self.devices.serial).counts();
+        let counts = vec![
+            ("read_count", serial.read),
+            ("write_count", serial.written),
+            ("missed_write_count", serial.lost),
+        ];
+        let mut all = self.devices.slots().counted();
+        all.push(Counted { group: "uart".into(), kind: "", counts });
+        all
     }
 
     /// Lets vCPUs stand still for `percent` (0 to 99) of the time.

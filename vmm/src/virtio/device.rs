@@ -2,6 +2,7 @@
 
 use super::Ram;
 use super::queue::{QueueError, VirtQueue};
+use super::stats::Counted;
 use super::transport::Interrupt;
 use event_manager::EventSet;
 use godwit_state::{RawSection, Section, StateError};
@@ -123,6 +124,11 @@ pub trait VirtioDevice: Send {
     fn drain(&mut self, cx: &mut Context<'_>) -> Result<(), QueueError> {
         let _ = cx;
         Ok(())
+    }
+
+    /// What it has done so far.
+    fn counted(&self) -> Option<Counted> {
+        None
     }
 
     /// The device's own state. The machine is paused and drained.

@@ -29,6 +29,7 @@ mod queue;
 pub mod ratelimit;
 pub mod rng;
 pub mod slots;
+pub mod stats;
 pub mod transport;
 pub mod vsock;
 

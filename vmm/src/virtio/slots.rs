@@ -7,6 +7,7 @@ use super::balloon::{Balloon, BalloonConfig, BalloonError};
 use super::block::{Block, DriveConfig, DriveError};
 use super::net::{MmdsConfig, Net, NetError, NetworkInterfaceConfig};
 use super::rng::{EntropyConfig, Rng};
+use super::stats::Counted;
 use super::transport::{DeviceSide, Interrupt, Mmio, WINDOW_SIZE, Worker, reg};
 use super::vsock::{Vsock, VsockConfig, VsockError};
 use super::{RestoreError, VirtioDevice};
@@ -241,6 +242,11 @@ impl Slots {
     /// Starts them (again).
     pub fn resume(&self) {
         self.slots.iter().for_each(|s| lock(&s.worker).resume());
+    }
+
+    /// What the devices have done, in slot order.
+    pub fn counted(&self) -> Vec<Counted> {
+        self.slots.iter().filter_map(|s| lock(&s.worker).counted()).collect()
     }
 
     /// The sections of all devices, which are paused; the instance is the slot.

@@ -11,6 +11,7 @@ pub use state::BalloonV1;
 
 use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 use super::queue::{QueueError, Served};
+use super::stats::{Counted, Stats};
 use event_manager::EventSet;
 use godwit_state::RawSection;
 use release::release;
@@ -66,6 +67,7 @@ pub struct Balloon {
     stats: GuestStats,
     stats_head: Option<u16>,
     timer: OwnedFd,
+    counts: Stats,
 }
 
 impl Balloon {
@@ -85,6 +87,12 @@ impl Balloon {
             stats: GuestStats::default(),
             stats_head: None,
             timer,
+            counts: Stats::new(&[
+                "inflate_count",
+                "deflate_count",
+                "stats_updates_count",
+                "free_page_report_count",
+            ]),
         };
         balloon.set_target(config.amount_mib)?;
         balloon.set_polling_interval(config.stats_polling_interval_s)?;
@@ -235,6 +243,13 @@ impl VirtioDevice for Balloon {
 
     fn queue_event(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
         match queue {
+            INFLATE => self.counts.count("inflate_count"),
+            DEFLATE => self.counts.count("deflate_count"),
+            q if Some(q) == self.stats_queue() => self.counts.count("stats_updates_count"),
+            q if Some(q) == self.reporting_queue() => self.counts.count("free_page_report_count"),
+            _ => {}
+        }
+        match queue {
             INFLATE => Self::inflate(cx),
             DEFLATE => cx.queues[DEFLATE].serve(cx.mem, cx.interrupt, BUDGET, |_| Ok(Served::Used(0))),
             q if Some(q) == self.stats_queue() => self.take_stats(q, cx),
@@ -256,6 +271,10 @@ impl VirtioDevice for Balloon {
 
     fn event_ignored(&mut self, _token: u32) {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        Some(Counted { group: "balloon".into(), kind: "", counts: self.counts.all().to_vec() })
     }
 
     fn save(&self) -> RawSection {

@@ -18,6 +18,7 @@ pub use state::BlockV1;
 use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 use super::queue::{QueueError, Served};
 use super::ratelimit::{RateLimiter, RateLimiterConfig};
+use super::stats::{Counted, Stats};
 use disk::Disk;
 use event_manager::EventSet;
 use godwit_state::RawSection;
@@ -44,6 +45,19 @@ const MAX_DATA: u64 = 64 << 20;
 const BUDGET: usize = 64;
 const BYTE_BUDGET: u64 = 8 << 20;
 
+/// What is counted.
+const COUNTED: [&str; 9] = [
+    "queue_event_count",
+    "read_count",
+    "read_bytes",
+    "write_count",
+    "write_bytes",
+    "flush_count",
+    "execute_fails",
+    "invalid_reqs_count",
+    "rate_limiter_throttled_events",
+];
+
 /// The device.
 #[derive(Debug)]
 pub struct Block {
@@ -51,6 +65,7 @@ pub struct Block {
     disk: Disk,
     serial: [u8; 20],
     limiter: RateLimiter,
+    stats: Stats,
 }
 
 impl Block {
@@ -65,7 +80,13 @@ impl Block {
         }
         let limiter = RateLimiter::new(&config.rate_limiter.unwrap_or_default())
             .map_err(|source| DriveError::Limiter { id: config.drive_id.clone(), source })?;
-        Ok(Block { id: config.drive_id.clone(), disk: Disk::open(config)?, serial, limiter })
+        Ok(Block {
+            id: config.drive_id.clone(),
+            disk: Disk::open(config)?,
+            serial,
+            limiter,
+            stats: Stats::new(&COUNTED),
+        })
     }
 
     /// The drive's configured name.
@@ -94,6 +115,23 @@ impl Block {
     /// Its file, for who copies it while the guest runs.
     pub fn image(&self) -> image::Image {
         self.disk.image()
+    }
+
+    fn note(&mut self, request: &Request, status: u8) {
+        match (status, &request.command) {
+            (request::OK, Command::Read { .. }) => {
+                self.stats.count("read_count");
+                self.stats.add("read_bytes", request.data_len);
+            }
+            (request::OK, Command::Write { .. }) => {
+                self.stats.count("write_count");
+                self.stats.add("write_bytes", request.data_len);
+            }
+            (request::OK, Command::Flush) => self.stats.count("flush_count"),
+            (request::OK, _) => {}
+            (request::UNSUPPORTED, _) => self.stats.count("invalid_reqs_count"),
+            _ => self.stats.count("execute_fails"),
+        }
     }
 
     fn execute(
@@ -190,6 +228,7 @@ impl VirtioDevice for Block {
     fn queue_event(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
         let (mem, now_ns) = (cx.mem, cx.now_ns);
         let (mut bytes, mut tired) = (0, false);
+        self.stats.count("queue_event_count");
         let progress = cx.queues[queue].serve(mem, cx.interrupt, BUDGET, |chain| {
             tired = bytes >= BYTE_BUDGET;
             if tired {
@@ -197,10 +236,12 @@ impl VirtioDevice for Block {
             }
             let Some(request) = Request::parse(mem, chain)? else { return Ok(Served::Used(0)) };
             if !self.limiter.allow(request.data_len, now_ns) {
+                self.stats.count("rate_limiter_throttled_events");
                 return Ok(Served::Later);
             }
             bytes += request.cost();
             let (status, written) = self.execute(&request, mem, chain)?;
+            self.note(&request, status);
             chain.writable.write(mem, request.status_offset, &[status])?;
             Ok(Served::Used(written + 1))
         })?;
@@ -217,6 +258,14 @@ impl VirtioDevice for Block {
 
     fn event_ignored(&mut self, _token: u32) {
         self.limiter.fired();
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        Some(Counted {
+            group: format!("block_{}", self.id),
+            kind: "block",
+            counts: self.stats.all().to_vec(),
+        })
     }
 
     fn save(&self) -> RawSection {

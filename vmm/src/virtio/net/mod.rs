@@ -18,6 +18,7 @@ use super::Ram;
 use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 use super::queue::{Chain, QueueError, Segments, Served, VirtQueue};
 use super::ratelimit::{RateLimiter, RateLimiterConfig};
+use super::stats::{Counted, Stats};
 use announce::Announcer;
 use event_manager::EventSet;
 use godwit_state::RawSection;
@@ -178,6 +179,23 @@ struct Incoming {
     paid: bool,
 }
 
+/// What is counted.
+const COUNTED: [&str; 13] = [
+    "rx_queue_event_count",
+    "rx_packets_count",
+    "rx_count",
+    "rx_bytes_count",
+    "rx_fails",
+    "rx_rate_limiter_throttled",
+    "no_rx_avail_buffer",
+    "tx_queue_event_count",
+    "tx_packets_count",
+    "tx_count",
+    "tx_bytes_count",
+    "tx_malformed_frames",
+    "tx_rate_limiter_throttled",
+];
+
 /// The device.
 pub struct Net {
     id: String,
@@ -191,6 +209,7 @@ pub struct Net {
     mergeable: bool,
     announcer: Announcer,
     chains: Vec<Chain>,
+    stats: Stats,
 }
 
 impl Net {
@@ -237,6 +256,7 @@ impl Net {
             announcer: Announcer::new()
                 .map_err(|source| NetError::Limiter { id: config.iface_id.clone(), source })?,
             chains: Vec::new(),
+            stats: Stats::new(&COUNTED),
         })
     }
 
@@ -285,6 +305,12 @@ impl Net {
         self.incoming.len > 0
     }
 
+    fn note_received(&mut self) {
+        self.stats.count("rx_packets_count");
+        self.stats.count("rx_count");
+        self.stats.add("rx_bytes_count", (self.incoming.len - HEADER) as u64);
+    }
+
     /// Puts the waiting packet into buffers of the guest; false if there are too few.
     fn deliver(&mut self, q: &mut VirtQueue, mem: &Ram) -> Result<bool, QueueError> {
         let packet = &self.incoming.bytes[..self.incoming.len];
@@ -297,6 +323,7 @@ impl Net {
                         // One buffer a packet, and this packet does not fit: it is lost.
                         q.undo_pop();
                         self.incoming.len = 0;
+                        self.stats.count("rx_fails");
                     }
                     for _ in self.chains.drain(..) {
                         q.undo_pop();
@@ -320,6 +347,7 @@ impl Net {
         if let Some(chain) = self.chains.drain(..).next() {
             q.recycle(chain);
         }
+        self.note_received();
         self.incoming.len = 0;
         Ok(true)
     }
@@ -337,6 +365,7 @@ impl Net {
                 break;
             }
             if !self.incoming.paid && !self.rx_limiter.allow(self.incoming.len as u64, cx.now_ns) {
+                self.stats.count("rx_rate_limiter_throttled");
                 progress = Progress::Blocked;
                 break;
             }
@@ -347,6 +376,7 @@ impl Net {
                     q.ignore(cx.mem)?;
                     continue;
                 }
+                self.stats.count("no_rx_avail_buffer");
                 progress = Progress::Idle;
                 break;
             }
@@ -356,7 +386,7 @@ impl Net {
     }
 
     fn transmit(&mut self, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
-        let Net { link, detour, tx_limiter, seen, .. } = self;
+        let Net { link, detour, tx_limiter, seen, stats, .. } = self;
         let (mem, now_ns) = (cx.mem, cx.now_ns);
         let mut detoured = false;
         // The rest of a frame goes out whether or not another follows.
@@ -365,11 +395,19 @@ impl Net {
             let packet = &chain.readable;
             let len = packet.len();
             if len <= (HEADER + 14) as u64 || len > MAX_PACKET as u64 {
+                stats.count("tx_malformed_frames");
                 return Ok(Served::Used(0));
             }
-            if !link.ready() || !tx_limiter.allow(len, now_ns) {
+            if !link.ready() {
                 return Ok(Served::Later);
             }
+            if !tx_limiter.allow(len, now_ns) {
+                stats.count("tx_rate_limiter_throttled");
+                return Ok(Served::Later);
+            }
+            stats.count("tx_packets_count");
+            stats.count("tx_count");
+            stats.add("tx_bytes_count", len - HEADER as u64);
             let mut head = [0; 64];
             let n = packet.read(mem, HEADER as u64, &mut head)?;
             *seen = head[6..].first_chunk().copied();
@@ -452,8 +490,14 @@ impl VirtioDevice for Net {
     fn queue_event(&mut self, queue: usize, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
         self.announce();
         match queue {
-            RX => self.receive(cx),
-            _ => self.transmit(cx),
+            RX => {
+                self.stats.count("rx_queue_event_count");
+                self.receive(cx)
+            }
+            _ => {
+                self.stats.count("tx_queue_event_count");
+                self.transmit(cx)
+            }
         }
     }
 
@@ -481,6 +525,10 @@ impl VirtioDevice for Net {
             ANNOUNCE_TIMER => self.announcer.fired(),
             _ => {}
         }
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        Some(Counted { group: format!("net_{}", self.id), kind: "net", counts: self.stats.all().to_vec() })
     }
 
     fn save(&self) -> RawSection {

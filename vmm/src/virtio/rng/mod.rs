@@ -3,6 +3,7 @@
 use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 use super::queue::{QueueError, Served};
 use super::ratelimit::{RateLimiter, RateLimiterConfig};
+use super::stats::{Counted, Stats};
 use event_manager::EventSet;
 use godwit_state::{RawSection, Section, StateError};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -40,6 +41,7 @@ impl Section for RngV1 {
 #[derive(Debug)]
 pub struct Rng {
     limiter: RateLimiter,
+    stats: Stats,
 }
 
 impl Rng {
@@ -48,7 +50,9 @@ impl Rng {
     /// # Errors
     /// The host gives no timer for the rate limiter.
     pub fn new(config: &EntropyConfig) -> io::Result<Self> {
-        Ok(Rng { limiter: RateLimiter::new(&config.rate_limiter.unwrap_or_default())? })
+        let limiter = RateLimiter::new(&config.rate_limiter.unwrap_or_default())?;
+        let counted = ["entropy_event_count", "entropy_bytes", "entropy_rate_limiter_throttled"];
+        Ok(Rng { limiter, stats: Stats::new(&counted) })
     }
 }
 
@@ -80,11 +84,14 @@ impl VirtioDevice for Rng {
         cx.queues[queue].serve(mem, cx.interrupt, BUDGET, |chain| {
             let want = chain.writable.len().min(MAX_REQUEST);
             if !self.limiter.allow(want, now_ns) {
+                self.stats.count("entropy_rate_limiter_throttled");
                 return Ok(Served::Later);
             }
             let mut bytes = vec![0; want as usize];
             // Short only before the host's pool is first seeded; the driver asks again.
             let got = getrandom(&mut bytes[..], GetRandomFlags::NONBLOCK).unwrap_or(0);
+            self.stats.count("entropy_event_count");
+            self.stats.add("entropy_bytes", got as u64);
             Ok(Served::Used(chain.writable.write(mem, 0, &bytes[..got])? as u32))
         })
     }
@@ -96,6 +103,10 @@ impl VirtioDevice for Rng {
 
     fn event_ignored(&mut self, _token: u32) {
         self.limiter.fired();
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        Some(Counted { group: "entropy".into(), kind: "", counts: self.stats.all().to_vec() })
     }
 
     fn save(&self) -> RawSection {

@@ -5,6 +5,7 @@ use crate::board::clock::Clock;
 use crate::memory::GuestRam;
 use crate::virtio::device::{Context, Progress, RestoreError, VirtioDevice};
 use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::stats::Counted;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use godwit_state::RawSection;
 use std::os::fd::AsRawFd;
@@ -59,6 +60,8 @@ pub trait DeviceSide: MutEventSubscriber + Send {
     fn resume(&mut self);
     /// (next available, next used) of each queue of a device that is running.
     fn positions(&self) -> Option<Vec<(u16, u16)>>;
+    /// What the device has done.
+    fn counted(&self) -> Option<Counted>;
     /// The device's section.
     fn save(&self) -> RawSection;
     /// Restores the device's section into a device that was never started.
@@ -241,6 +244,10 @@ impl<D: VirtioDevice> DeviceSide for Worker<D> {
 
     fn positions(&self) -> Option<Vec<(u16, u16)>> {
         self.active.then(|| self.queues.iter().map(VirtQueue::position).collect())
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        self.device.counted()
     }
 
     fn save(&self) -> RawSection {

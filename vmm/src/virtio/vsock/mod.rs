@@ -13,6 +13,7 @@ pub use state::VsockV1;
 
 use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 use super::queue::{QueueError, Served};
+use super::stats::{Counted, Stats};
 use event_manager::EventSet;
 use godwit_state::RawSection;
 use muxer::Muxer;
@@ -25,6 +26,8 @@ const TX: usize = 1;
 const EVENT: usize = 2;
 /// Packets in one wake-up, each way.
 const BUDGET: usize = 64;
+/// What is counted.
+const COUNTED: [&str; 4] = ["rx_packets_count", "rx_bytes_count", "tx_packets_count", "tx_bytes_count"];
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
 
@@ -52,6 +55,7 @@ pub struct Vsock {
     /// The guest is to be told that its connections are gone.
     tell_reset: bool,
     payload: Vec<u8>,
+    stats: Stats,
 }
 
 impl Vsock {
@@ -66,11 +70,11 @@ impl Vsock {
         let cid = config.guest_cid.into();
         let muxer = Muxer::new(&config.uds_path, cid)
             .map_err(|source| VsockError::Listen { path: config.uds_path.clone(), source })?;
-        Ok(Vsock { cid, muxer, tell_reset: false, payload: Vec::new() })
+        Ok(Vsock { cid, muxer, tell_reset: false, payload: Vec::new(), stats: Stats::new(&COUNTED) })
     }
 
     fn transmit(&mut self, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
-        let Vsock { muxer, payload, .. } = self;
+        let Vsock { muxer, payload, stats, .. } = self;
         let mem = cx.mem;
         cx.queues[TX].serve(mem, cx.interrupt, BUDGET, |chain| {
             let packet = &chain.readable;
@@ -83,12 +87,14 @@ impl Vsock {
             payload.resize(h.len as usize, 0);
             packet.read(mem, HEADER as u64, payload)?;
             muxer.receive(&h, payload);
+            stats.count("tx_packets_count");
+            stats.add("tx_bytes_count", h.len.into());
             Ok(Served::Used(0))
         })
     }
 
     fn receive(&mut self, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
-        let Vsock { muxer, payload, .. } = self;
+        let Vsock { muxer, payload, stats, .. } = self;
         let mem = cx.mem;
         let q = &mut cx.queues[RX];
         if !q.ready() {
@@ -117,6 +123,8 @@ impl Vsock {
                 Some(h) => {
                     chain.writable.write(mem, 0, &h.to_bytes())?;
                     chain.writable.write(mem, HEADER as u64, payload)?;
+                    stats.count("rx_packets_count");
+                    stats.add("rx_bytes_count", payload.len() as u64);
                     q.push_used(mem, chain.head(), (HEADER + payload.len()) as u32)?;
                 }
                 None => q.undo_pop(),
@@ -199,6 +207,10 @@ impl VirtioDevice for Vsock {
         cx: &mut Context<'_>,
     ) -> Result<Progress, QueueError> {
         self.hear(cx)
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        Some(Counted { group: "vsock".into(), kind: "", counts: self.stats.all().to_vec() })
     }
 
     fn save(&self) -> RawSection {
