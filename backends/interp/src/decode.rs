@@ -7,7 +7,8 @@ use crate::cache::Draft;
 use crate::cpu::{Cpu, PAGE, ZERO, mode};
 use crate::mmu::ram::{PAGE_MASK, PAGE_SIZE};
 use crate::op::{Exec, Handler, Op};
-use crate::ops;
+use crate::ops::pair::Plain;
+use crate::ops::{self, pair};
 use crate::regs::byte_register;
 use godwit_state::model::{Feature as F, Features};
 use iced_x86::{
@@ -415,6 +416,8 @@ impl Cpu {
     fn lower_all(&mut self, list: &[Instruction], bits: u32, mode: u64, off: u64) -> Draft {
         let needed = live_flags(list);
         let mut cells: Vec<Option<Op>> = Vec::with_capacity(list.len() + 8);
+        // What each cell is as a step that can be paired.
+        let mut steps: Vec<Option<Plain>> = Vec::with_capacity(list.len() + 8);
         let mut n = 0;
         let mut open = true;
         let mut end = off;
@@ -474,16 +477,47 @@ impl Cpu {
             let slot = valid && ops::has_slot(branch);
             let conditional = slot && branch.flow_control() == FlowControl::ConditionalBranch;
             open = valid && (conditional || branch.flow_control() == FlowControl::Next);
+            n += 1;
+            let mut step = if valid && !l.far_rip { pair::plain(&l) } else { None };
+            if let (Some(mov), Some(then)) = (steps.last().copied().flatten(), step)
+                && let Some(both) = pair::merge(&mov, &then)
+                && let Some(Some(before)) = cells.pop()
+            {
+                steps.pop();
+                step = Some(both);
+                l.op.off = before.off;
+                l.op.len += before.len;
+            }
             cells.push(Some(l.op));
+            steps.push(step);
             if slot {
                 cells.push(None);
+                steps.push(None);
             }
-            n += 1;
         }
+        join(&mut cells, &steps);
         if open {
             cells.push(Some(ops::branch::end_of_block(end, list.len() as u8)));
             cells.push(None);
         }
         Draft { cells, bytes: 0, second: None }
+    }
+}
+
+/// Joins plain instructions in pairs.
+fn join(cells: &mut [Option<Op>], steps: &[Option<Plain>]) {
+    let mut n = 0;
+    while n < cells.len() {
+        let (head, tail) = cells.split_at_mut(n + 1);
+        if let (Some(Some(x)), Some(Some(px))) = (head.last_mut(), steps.get(n)) {
+            if let (Some(Some(y)), Some(Some(py))) = (tail.first_mut(), steps.get(n + 1))
+                && pair::join(x, px, y, py)
+            {
+                n += 2;
+                continue;
+            }
+            pair::alone(x, px);
+        }
+        n += 1;
     }
 }

@@ -24,6 +24,8 @@ pub(crate) trait Int: Copy + Eq + Ord + std::fmt::Debug + 'static {
     fn z(self) -> u64;
     /// Sign-extended.
     fn s(self) -> i64;
+    /// Rotated left by less than its width.
+    fn rol(self, n: u32) -> Self;
     /// A register operand.
     fn get(cpu: &Cpu, r: u8) -> Self;
     /// Writes a register operand: 32 bits clear the upper half, 8 and 16 leave the rest.
@@ -62,6 +64,10 @@ macro_rules! common {
         #[inline(always)]
         fn s(self) -> i64 {
             self as $s as i64
+        }
+        #[inline(always)]
+        fn rol(self, n: u32) -> Self {
+            self.rotate_left(n)
         }
     };
 }

@@ -10,6 +10,7 @@ pub(crate) mod mmx;
 pub(crate) mod mov;
 pub(crate) mod muldiv;
 pub(crate) mod operand;
+pub(crate) mod pair;
 pub(crate) mod shift;
 pub(crate) mod sse;
 pub(crate) mod sse_mov;
