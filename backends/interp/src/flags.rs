@@ -3,6 +3,7 @@
 
 use crate::cpu::Cpu;
 use crate::regs::Int;
+use std::sync::atomic::Ordering;
 
 /// Carry.
 pub(crate) const CF: u64 = 1;
@@ -40,6 +41,9 @@ pub(crate) const VIP: u64 = 1 << 20;
 pub(crate) const ID: u64 = 1 << 21;
 /// The six arithmetic flags.
 pub(crate) const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
+
+/// All that RFLAGS has, but for bit 1.
+pub(crate) const ALL: u64 = ARITH | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 
 /// What set the flags last, times four, plus the width's logarithm.
 pub(crate) mod kind {
@@ -228,13 +232,21 @@ impl Cpu {
 
     /// Sets RFLAGS; tells the dispatcher to look for interrupts and single steps.
     pub(crate) fn set_rflags(&mut self, value: u64) {
-        const ALL: u64 = ARITH | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
         let old = self.flags;
         self.lazy.put(value);
         self.flags = value & ALL & !ARITH;
-        if (old ^ self.flags) & (TF | IF | AC | VM) != 0 {
+        let changed = old ^ self.flags;
+        if changed & (TF | VM) != 0 || changed & self.flags & IF != 0 && self.interrupt_waits() {
             self.check_events = true;
+        }
+        if changed & (TF | AC | VM) != 0 {
             self.update_mode();
         }
+    }
+
+    /// An interrupt may be waiting for IF.
+    #[inline]
+    pub(crate) fn interrupt_waits(&self) -> bool {
+        self.interrupts || self.me.attention.load(Ordering::Relaxed) != 0
     }
 }

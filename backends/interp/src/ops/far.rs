@@ -2,7 +2,7 @@
 
 use super::operand::offset;
 use super::ops;
-use crate::cpu::{CS, Cpu, RCX, RDX, RSP, SS, cr4, efer};
+use crate::cpu::{CS, Cpu, RCX, RDX, RSP, SS, cr4, efer, mode};
 use crate::decode::Lower;
 use crate::exception::Source;
 use crate::flags::{AC, ARITH, DF, ID, IF, IOPL, NT, OF, RF, TF, VIF, VIP, VM};
@@ -269,7 +269,8 @@ impl Cpu {
     }
 
     fn interrupt_return(&mut self, size: u8) -> Exec {
-        self.check_events = true;
+        // NMIs may come again; `set_rflags` looks after the rest.
+        self.check_events |= self.nmi_pending > 0 || self.tag & mode::STEP != 0 || self.debug_pending != 0;
         let step = u64::from(size);
         if self.real_segments() {
             if self.v86() && self.iopl() < 3 {
@@ -375,7 +376,7 @@ impl Cpu {
     }
 
     /// A flat code or data segment for SYSCALL and its like.
-    fn flat(selector: u16, code: bool, long: bool, dpl: u8) -> SegmentV1 {
+    pub(super) fn flat(selector: u16, code: bool, long: bool, dpl: u8) -> SegmentV1 {
         let mut a = access::PRESENT | access::S | access::ACCESSED | access::WRITABLE | access::G;
         a |= u32::from(dpl) << access::DPL_SHIFT;
         if code {
@@ -473,7 +474,7 @@ impl Cpu {
 /// Body of a handler that sets `cpu.rip` itself.
 macro_rules! transfer {
     ($($name:ident |$cpu:ident, $op:ident| $body:expr;)*) => {$(
-        fn $name($cpu: &mut Cpu, $op: OpPtr) -> Flow {
+        pub(super) fn $name($cpu: &mut Cpu, $op: OpPtr) -> Flow {
             // The body may move `rip`'s page, so the place to return to on a fault is kept.
             let here = $op.rip($cpu);
             let seg = $op.seg;
@@ -620,10 +621,11 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Int3 => int3,
         M::Into => into,
         M::Int1 => int1,
+        M::Syscall if l.bits == 64 => super::fast_call::syscall,
         M::Syscall => syscall,
         M::Sysret | M::Sysretq => {
             l.op.c = if m == M::Sysretq { 8 } else { 4 };
-            sysret
+            if m == M::Sysretq && l.bits == 64 { super::fast_call::sysret } else { sysret }
         }
         M::Sysenter => sysenter,
         M::Sysexit | M::Sysexitq => {

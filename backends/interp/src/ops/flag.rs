@@ -1,10 +1,10 @@
 //! Instructions on single flags.
 
 use super::ops;
-use crate::cpu::{RAX, cr4};
+use crate::cpu::{Cpu, RAX, cr4, mode};
 use crate::decode::Lower;
 use crate::flags::{AC, AF, CF, DF, IF, PF, SF, VIF, VIP, ZF};
-use crate::op::Handler;
+use crate::op::{Flow, Handler, OpPtr, next};
 use crate::regs::{Int, byte_register};
 use iced_x86::Mnemonic as M;
 
@@ -31,7 +31,7 @@ ops! {
         u8::set(cpu, byte_register(0, false), v)
     }
 
-    pause fn cli(cpu, _op) {
+    fn cli(cpu, _op) {
         if !cpu.protected() || cpu.iopl() >= cpu.cpl {
             cpu.flags &= !IF;
         } else if cpu.v86() && cpu.sys.cr4 & cr4::VME != 0 || !cpu.v86() && cpu.cpl == 3 && cpu.sys.cr4 & cr4::PVI != 0 {
@@ -41,7 +41,8 @@ ops! {
         }
     }
 
-    pause fn sti(cpu, _op) {
+    /// STI that has something waiting for it, or does not set IF.
+    pause fn sti_slow(cpu, _op) {
         if !cpu.protected() || cpu.iopl() >= cpu.cpl {
             if cpu.flags & IF == 0 {
                 cpu.flags |= IF;
@@ -58,7 +59,7 @@ ops! {
         }
     }
 
-    pause fn clac(cpu, _op) {
+    fn clac(cpu, _op) {
         if cpu.cpl != 0 {
             return Err(cpu.ud());
         }
@@ -66,13 +67,25 @@ ops! {
         cpu.update_mode()
     }
 
-    pause fn stac(cpu, _op) {
+    fn stac(cpu, _op) {
         if cpu.cpl != 0 {
             return Err(cpu.ud());
         }
         cpu.flags |= AC;
         cpu.update_mode()
     }
+}
+
+/// Where nothing waits, the next instruction simply follows, and with it the shadow is over. The budget must last
+/// beyond it: nothing is delivered inside a round.
+fn sti(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let allowed = !cpu.protected() || cpu.iopl() >= cpu.cpl;
+    if allowed && cpu.budget > 64 && cpu.tag & mode::STEP == 0 && !cpu.check_events && !cpu.interrupt_waits()
+    {
+        cpu.flags |= IF;
+        return next(cpu, op);
+    }
+    sti_slow(cpu, op)
 }
 
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {

@@ -5,6 +5,7 @@ pub(crate) mod alu;
 pub(crate) mod bit;
 pub(crate) mod branch;
 pub(crate) mod far;
+pub(crate) mod fast_call;
 pub(crate) mod flag;
 pub(crate) mod mmx;
 pub(crate) mod mov;
@@ -255,12 +256,7 @@ pub(crate) fn has_slot(i: &Instruction) -> bool {
 /// True if the dispatcher must look around after the instruction, or a handler of it never runs on.
 pub(crate) fn ends_block(i: &Instruction) -> bool {
     match i.mnemonic() {
-        M::Sti
-        | M::Cli
-        | M::Popf
-        | M::Popfd
-        | M::Popfq
-        | M::Hlt
+        M::Hlt
         | M::Wrmsr
         | M::Lmsw
         | M::Clts
@@ -271,8 +267,6 @@ pub(crate) fn ends_block(i: &Instruction) -> bool {
         | M::Lldt
         | M::Ltr
         | M::Xsetbv
-        | M::Stac
-        | M::Clac
         | M::In
         | M::Out
         | M::Insb

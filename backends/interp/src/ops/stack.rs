@@ -5,7 +5,7 @@ use super::{by_form, by_wide, ops};
 use crate::cpu::{Cpu, RBP, RSP, SS, cr4, mode};
 use crate::decode::Lower;
 use crate::flags::{IF, IOPL, RF, TF, VIF, VIP, VM, ZF};
-use crate::op::{Exec, Flow, Handler, OpPtr, leave, run};
+use crate::op::{Exec, Flow, Handler, OpPtr, leave, next, run};
 use crate::regs::Int;
 use iced_x86::{Mnemonic as M, Register};
 
@@ -168,6 +168,15 @@ fn popf(cpu: &mut Cpu, op: OpPtr) -> Exec {
     Ok(())
 }
 
+fn popf_op(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let tag = cpu.tag;
+    match popf(cpu, op) {
+        Ok(()) if cpu.check_events || cpu.tag != tag => super::pause(cpu, op),
+        Ok(()) => next(cpu, op),
+        Err(_) => cpu.abort(op),
+    }
+}
+
 ops! {
     fn pushf(cpu, op) {
         let mut v = cpu.rflags() & !(RF | VM);
@@ -179,8 +188,6 @@ ops! {
         }
         cpu.push_sized(op.c, v)?
     }
-
-    pause fn popf_op(cpu, op) { popf(cpu, op)? }
 
     fn push_segment(cpu, op) {
         let v = u64::from(cpu.seg[usize::from(op.a)].selector);
