@@ -1,0 +1,195 @@
+//! Linux: Debian's cloud kernel and a busybox initramfs, booted on Godwit's interpreter and on QEMU's TCG.
+//!
+//!     cargo bench -p godwit-guests --bench linux [-- --runs N] [--backend NAME]
+//!
+//! Each subject boots to the init script's marker and does the initramfs's timed work (`godwit.do=bench`),
+//! in turn, `runs` times (3). The table has medians in milliseconds: of the processor time the
+//! monitor took (so that a busy host matters less), with the wall's for the boot besides; and TCG relative to
+//! Godwit (above 1: Godwit is faster). Then Godwit's own memory: what is private to the process and
+//! no guest RAM, after the work, with one and with four vCPUs. `scripts/setup --tests` installs kernel and initramfs; the
+//! `godwit` binary is `$GODWIT`, else the release build of this workspace; what is not there is left out by name.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+const MEMORY_MIB: u64 = 256;
+const BOOT_ARGS: &str = "console=ttyS0 reboot=k panic=1 godwit.do=bench";
+
+/// What one boot gave: milliseconds by name, and at its end the process's own memory.
+struct Outcome {
+    times: Vec<(String, u64)>,
+    own_kib: Option<u64>,
+}
+
+/// Kernel and initramfs from the set-up's cache.
+fn images() -> Option<(PathBuf, PathBuf)> {
+    let var = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = var("GODWIT_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("godwit")))
+        .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))?;
+    let (kernel, initrd) = (cache.join("linux/bzImage"), cache.join("initramfs.cpio.gz"));
+    (kernel.is_file() && initrd.is_file()).then_some((kernel, initrd))
+}
+
+/// Processor time the process has taken so far, in milliseconds.
+fn cpu_ms(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything; the fields behind it do not.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    // Ticks are a hundredth of a second wherever this runs.
+    Some((user + system) * 10)
+}
+
+/// Private memory of the process in KiB, without the mapping that is as large as the guest's RAM.
+fn own_kib(pid: u32) -> Option<u64> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    let (mut own, mut ram, mut seen) = (0, false, false);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (name, value) = (words.next()?, words.next().and_then(|v| v.parse::<u64>().ok()));
+        match (name, value) {
+            ("Size:", Some(kib)) => {
+                ram = kib >= MEMORY_MIB * 1024;
+                seen |= ram;
+            }
+            ("Private_Clean:" | "Private_Dirty:", Some(kib)) if !ram => own += kib,
+            _ => {}
+        }
+    }
+    seen.then_some(own)
+}
+
+fn finish(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Boots, and reads the guest's console up to the end of its work.
+fn boot(name: &str, command: &mut Command) -> Option<Outcome> {
+    let start = Instant::now();
+    let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            println!("left out: {name} ({error})");
+            return None;
+        }
+    };
+    let pid = child.id();
+    let mut times = Vec::new();
+    let mut before = 0;
+    let mut last = String::new();
+    let output = child.stdout.take()?;
+    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.contains("GODWIT-INIT") {
+            before = cpu_ms(pid)?;
+            times.push(("boot, wall".to_owned(), start.elapsed().as_millis() as u64));
+            times.push(("boot".to_owned(), before));
+        } else if let Some(at) = line.find("BENCH ") {
+            let now = cpu_ms(pid)?;
+            let what = line[at + 6..].split_whitespace().next()?.to_owned();
+            times.push((what, now - before));
+            before = now;
+        } else if line.contains("BENCH-END") {
+            let outcome = Outcome { times, own_kib: own_kib(pid) };
+            finish(child);
+            return Some(outcome);
+        }
+        last = line;
+    }
+    finish(child);
+    println!("{name} did not finish; its last line: {last}");
+    None
+}
+
+fn qemu(kernel: &Path, initrd: &Path) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    // Without these devices of a PC the kernel waits for ever for its clock.
+    command.args(["-M", "microvm,pit=on,pic=on,rtc=on", "-accel", "tcg", "-cpu", "max", "-nographic"]);
+    command.args(["-no-reboot", "-m", &MEMORY_MIB.to_string(), "-append", BOOT_ARGS]);
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
+    command
+}
+
+fn godwit(binary: &Path, backend: &str, vcpus: u32, kernel: &Path, initrd: &Path) -> Command {
+    let config = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("linux-{vcpus}.json"));
+    let text = format!(
+        "{{\"boot-source\": {{\"kernel_image_path\": {:?}, \"initrd_path\": {:?},\n \
+         \"boot_args\": {BOOT_ARGS:?}}},\n \
+         \"machine-config\": {{\"vcpu_count\": {vcpus}, \"mem_size_mib\": {MEMORY_MIB}}}}}\n",
+        kernel.display().to_string(),
+        initrd.display().to_string()
+    );
+    std::fs::write(&config, text).expect("the config file");
+    let mut command = Command::new(binary);
+    command.args(["--no-api", "--backend", backend, "--config-file"]).arg(config);
+    command
+}
+
+fn median(values: &[u64]) -> u64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
+}
+
+fn main() {
+    let (mut runs, mut backend) = (3u32, "interp".to_owned());
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value"));
+        match argument.as_str() {
+            "--runs" => runs = value().parse().expect("a number of runs"),
+            "--backend" => backend = value(),
+            "--bench" => {} // cargo's own
+            other => panic!("unknown option {other}"),
+        }
+    }
+    let Some((kernel, initrd)) = images() else {
+        return println!("left out: linux (no kernel and initramfs; scripts/setup --tests installs them)");
+    };
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);
+    let binary = std::env::var_os("GODWIT").map_or(target.join("release/godwit"), PathBuf::from);
+    if !binary.exists() {
+        return println!("left out: linux (no {}; cargo build --release --workspace)", binary.display());
+    }
+    let mut subjects =
+        [("tcg", qemu(&kernel, &initrd)), ("godwit", godwit(&binary, &backend, 1, &kernel, &initrd))];
+    let mut results: BTreeMap<(&str, String), Vec<u64>> = BTreeMap::new();
+    let (mut order, mut own) = (Vec::<String>::new(), None);
+    for _ in 0..runs {
+        for (name, command) in &mut subjects {
+            let Some(outcome) = boot(name, command) else { continue };
+            if *name == "godwit" {
+                own = own.max(outcome.own_kib);
+            }
+            for (what, ms) in outcome.times {
+                if !order.contains(&what) {
+                    order.push(what.clone());
+                }
+                results.entry((name, what)).or_default().push(ms);
+            }
+        }
+    }
+    println!("{:14}{:>10}{:>10}{:>14}", "milliseconds", "tcg", "godwit", "tcg/godwit");
+    for what in &order {
+        let get = |name: &'static str| results.get(&(name, what.clone())).map(|v| median(v));
+        let (tcg, ours) = (get("tcg"), get("godwit"));
+        let show = |ms: Option<u64>| ms.map_or("-".to_owned(), |ms| ms.to_string());
+        let ratio = match (tcg, ours) {
+            (Some(tcg), Some(ours)) if ours > 0 => format!("{:.2}", tcg as f64 / ours as f64),
+            _ => "-".to_owned(),
+        };
+        println!("{what:14}{:>10}{:>10}{ratio:>14}", show(tcg), show(ours));
+    }
+    let mib =
+        |kib: Option<u64>| kib.map_or("unknown".to_owned(), |kib| format!("{:.1} MiB", kib as f64 / 1024.0));
+    println!("godwit's own memory, guest RAM not counted: one vCPU {}", mib(own));
+    let four = boot("godwit with 4 vCPUs", &mut godwit(&binary, &backend, 4, &kernel, &initrd));
+    println!("godwit's own memory, guest RAM not counted: four vCPUs {}", mib(four.and_then(|o| o.own_kib)));
+}
