@@ -1,7 +1,7 @@
 //! ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT.
 
 use super::operand::{Addr, Imm, Mem, RegA, RegB, Src};
-use super::{by_form, by_width};
+use super::{any_form, by_form, by_width};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::flags::{Lazy, kind};
@@ -59,11 +59,12 @@ fn to_reg<T: Int, O: Alu, S: Src<T>, const F: bool>(cpu: &mut Cpu, op: OpPtr) ->
     })
 }
 
-fn to_mem<T: Int, O: Alu, S: Src<T>, A: Addr, const F: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// Flags are left also where nobody reads them: that costs little beside the access.
+fn to_mem<T: Int, O: Alu, S: Src<T>, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
         let b = S::load(cpu, op)?;
         let at = A::at(cpu, op, T::BYTES as u64, true)?;
-        cpu.rmw::<T>(at, |cpu, a| O::run::<T, F>(&mut cpu.lazy, a, b))
+        cpu.rmw::<T>(at, |cpu, a| O::run::<T, true>(&mut cpu.lazy, a, b))
     })
 }
 
@@ -172,17 +173,15 @@ fn binary<O: Alu>(l: &mut Lower<'_>) -> Option<Handler> {
         let w = l.width(0);
         return if l.is_reg(1) {
             l.op.a = l.number(1);
-            Some(match (l.locked, f) {
-                (true, _) => by_width!(w, T => by_form!(l.form, A => to_mem_locked::<T, O, RegA, A>)),
-                (_, true) => by_width!(w, T => by_form!(l.form, A => to_mem::<T, O, RegA, A, true>)),
-                _ => by_width!(w, T => by_form!(l.form, A => to_mem::<T, O, RegA, A, false>)),
+            Some(match l.locked {
+                true => by_width!(w, T => any_form!(A => to_mem_locked::<T, O, RegA, A>)),
+                false => by_width!(w, T => by_form!(l.form, A => to_mem::<T, O, RegA, A>)),
             })
         } else {
             l.imm(1);
-            Some(match (l.locked, f) {
-                (true, _) => by_width!(w, T => by_form!(l.form, A => to_mem_locked::<T, O, Imm, A>)),
-                (_, true) => by_width!(w, T => by_form!(l.form, A => to_mem::<T, O, Imm, A, true>)),
-                _ => by_width!(w, T => by_form!(l.form, A => to_mem::<T, O, Imm, A, false>)),
+            Some(match l.locked {
+                true => by_width!(w, T => any_form!(A => to_mem_locked::<T, O, Imm, A>)),
+                false => by_width!(w, T => by_form!(l.form, A => to_mem::<T, O, Imm, A>)),
             })
         };
     }
@@ -238,7 +237,7 @@ fn unary<O: Unary>(l: &mut Lower<'_>) -> Option<Handler> {
     let w = l.width(0);
     if l.is_mem(0) {
         return Some(if l.locked {
-            by_width!(w, T => by_form!(l.form, A => unary_mem_locked::<T, O, A>))
+            by_width!(w, T => any_form!(A => unary_mem_locked::<T, O, A>))
         } else {
             by_width!(w, T => by_form!(l.form, A => unary_mem::<T, O, A>))
         });

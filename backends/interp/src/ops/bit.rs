@@ -2,7 +2,7 @@
 
 use super::operand::{Addr, Mem, RegB, offset};
 use super::shift::Src64;
-use super::{by_form, by_wide, by_width, ops};
+use super::{any_form, by_wide, by_width, ops};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::flags::{CF, OF, SF, ZF};
@@ -111,7 +111,7 @@ fn lower_bit<C: Change>(l: &mut Lower<'_>) -> Option<Handler> {
         l.op.a = l.number(0);
         return Some(by_wide!(w, T => bit_reg::<T, C>));
     }
-    Some(by_wide!(w, T => by_form!(l.form, A => bit_mem::<T, C, A>)))
+    Some(by_wide!(w, T => any_form!(A => bit_mem::<T, C, A>)))
 }
 
 fn flag(on: bool, f: u64) -> u64 {
@@ -240,7 +240,7 @@ macro_rules! two {
             $l.op.b = $l.number($src);
             by_wide!($w, T => $h::<T, RegB>)
         } else {
-            by_wide!($w, T => by_form!($l.form, A => $h::<T, Mem<A>>))
+            by_wide!($w, T => any_form!(A => $h::<T, Mem<A>>))
         }
     }};
 }
@@ -292,7 +292,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.b = l.number(1);
                 by_width!(w, T => crc32::<T, RegB>)
             } else {
-                by_width!(w, T => by_form!(l.form, A => crc32::<T, Mem<A>>))
+                by_width!(w, T => any_form!(A => crc32::<T, Mem<A>>))
             }
         }
         _ => return None,

@@ -327,8 +327,8 @@ pub(crate) fn undefined(cpu: &mut Cpu, op: OpPtr) -> Flow {
 /// An instruction that the interpreter does not have: named in the log, #UD in the guest.
 pub(crate) fn unknown(cpu: &mut Cpu, op: OpPtr) -> Flow {
     cpu.rip = op.rip(cpu);
-    let code = iced_x86::Code::try_from(op.imm as usize).unwrap_or(iced_x86::Code::INVALID);
-    cpu.note(&format!("instruction {code:?} is not implemented: #UD"));
+    // The decoder's number: its name would need a table of all names.
+    cpu.note(&format!("instruction form {} is not implemented: #UD", op.imm));
     undefined(cpu, op)
 }
 
@@ -445,4 +445,12 @@ macro_rules! by_form {
     };
 }
 
-pub(crate) use {by_form, by_wide, by_width, ops};
+/// One handler for all forms of address: for instructions that are not worth one each.
+macro_rules! any_form {
+    ($a:ident => $e:expr) => {{
+        type $a = crate::ops::operand::Any;
+        $e
+    }};
+}
+
+pub(crate) use {any_form, by_form, by_wide, by_width, ops};

@@ -1,7 +1,7 @@
 //! Moves, extensions, LEA, exchanges and compare-exchanges.
 
 use super::operand::{Addr, Imm, Mem, RegA, RegB, Src, offset};
-use super::{by_form, by_wide, by_width, ops};
+use super::{any_form, by_form, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RAX, RBX, RCX, RDX};
 use crate::decode::{Form, Lower};
 use crate::flags::{ZF, kind};
@@ -359,7 +359,7 @@ pub(super) fn lower_conditional(l: &mut Lower<'_>, cc: u8) -> Option<Handler> {
             l.op.a = l.number(0);
             return Some(by_condition!(cc, C => setcc_reg::<C>));
         }
-        return Some(by_condition!(cc, C => by_form!(l.form, A => setcc_mem::<A, C>)));
+        return Some(by_condition!(cc, C => any_form!(A => setcc_mem::<A, C>)));
     }
     l.op.a = l.number(0);
     let w = l.width(0);
@@ -367,7 +367,7 @@ pub(super) fn lower_conditional(l: &mut Lower<'_>, cc: u8) -> Option<Handler> {
         l.op.b = l.number(1);
         by_condition!(cc, C => by_wide!(w, T => cmov::<T, RegB, C>))
     } else {
-        by_condition!(cc, C => by_wide!(w, T => by_form!(l.form, A => cmov::<T, Mem<A>, C>)))
+        by_condition!(cc, C => by_wide!(w, T => any_form!(A => cmov::<T, Mem<A>, C>)))
     })
 }
 
@@ -388,9 +388,9 @@ fn lower_mov(l: &mut Lower<'_>) -> Option<Handler> {
             l.op.b = r1.full_register().number() as u8;
             if ss { super::stack::mov_ss::<RegB> } else { to_segment::<RegB> }
         } else if ss {
-            by_form!(l.form, A => super::stack::mov_ss::<Mem<A>>)
+            any_form!(A => super::stack::mov_ss::<Mem<A>>)
         } else {
-            by_form!(l.form, A => to_segment::<Mem<A>>)
+            any_form!(A => to_segment::<Mem<A>>)
         });
     }
     if l.is_reg(1) && r1.is_segment_register() {
@@ -400,7 +400,7 @@ fn lower_mov(l: &mut Lower<'_>) -> Option<Handler> {
             let w = l.width(0);
             by_wide!(w, T => from_segment::<T>)
         } else {
-            by_form!(l.form, A => from_segment_mem::<A>)
+            any_form!(A => from_segment_mem::<A>)
         });
     }
     // An absolute address that does not fit a displacement.
@@ -475,7 +475,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Xchg if l.is_mem(0) || l.is_mem(1) => {
             l.op.a = l.number(u32::from(l.is_mem(0)));
             let w = l.width(u32::from(l.is_mem(0)));
-            by_width!(w, T => by_form!(l.form, A => xchg_mem::<T, A>))
+            by_width!(w, T => any_form!(A => xchg_mem::<T, A>))
         }
         M::Xchg => {
             l.op.a = l.number(0);
@@ -488,11 +488,11 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         }
         M::Movbe if l.is_mem(0) => {
             l.op.a = l.number(1);
-            by_wide!(w, T => by_form!(l.form, A => movbe_store::<T, A>))
+            by_wide!(w, T => any_form!(A => movbe_store::<T, A>))
         }
         M::Movbe => {
             l.op.a = l.number(0);
-            by_wide!(w, T => by_form!(l.form, A => movbe_load::<T, A>))
+            by_wide!(w, T => any_form!(A => movbe_load::<T, A>))
         }
         M::Movnti => {
             l.op.a = l.number(1);
@@ -520,15 +520,15 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Xadd => {
             l.op.b = l.number(1);
             l.op.c = u8::from(l.locked);
-            by_width!(w, T => by_form!(l.form, A => xadd_mem::<T, A>))
+            by_width!(w, T => any_form!(A => xadd_mem::<T, A>))
         }
         M::Cmpxchg => {
             l.op.b = l.number(1);
             l.op.c = u8::from(l.locked);
-            by_width!(w, T => by_form!(l.form, A => cmpxchg_mem::<T, A>))
+            by_width!(w, T => any_form!(A => cmpxchg_mem::<T, A>))
         }
-        M::Cmpxchg8b => by_form!(l.form, A => cmpxchg8b::<A>),
-        M::Cmpxchg16b => by_form!(l.form, A => cmpxchg16b::<A>),
+        M::Cmpxchg8b => any_form!(A => cmpxchg8b::<A>),
+        M::Cmpxchg16b => any_form!(A => cmpxchg16b::<A>),
         _ => return None,
     })
 }

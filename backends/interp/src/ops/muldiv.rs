@@ -2,7 +2,7 @@
 
 use super::operand::{Mem, RegB, Src};
 use super::shift::Src64;
-use super::{by_form, by_wide, by_width, ops};
+use super::{any_form, by_form, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RAX, RDX};
 use crate::decode::Lower;
 use crate::flags::{AF, CF, OF, kind};
@@ -210,7 +210,7 @@ macro_rules! one_operand {
             $l.op.b = $l.number(0);
             by_width!(w, T => $h::<T, RegB>)
         } else {
-            by_width!(w, T => by_form!($l.form, A => $h::<T, Mem<A>>))
+            by_width!(w, T => any_form!(A => $h::<T, Mem<A>>))
         }
     }};
 }
@@ -245,7 +245,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.b = l.number(2);
                 by_wide!(w, T => mulx::<T, RegB>)
             } else {
-                by_wide!(w, T => by_form!(l.form, A => mulx::<T, Mem<A>>))
+                by_wide!(w, T => any_form!(A => mulx::<T, Mem<A>>))
             }
         }
         M::Aam => {

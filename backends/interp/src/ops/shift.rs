@@ -1,7 +1,7 @@
 //! Shifts and rotates.
 
 use super::operand::{Addr, Mem, RegA, RegB, Src};
-use super::{by_form, by_wide, by_width, ops};
+use super::{any_form, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RCX};
 use crate::decode::Lower;
 use crate::flags::{CF, Lazy, OF, kind};
@@ -183,9 +183,9 @@ fn lower_shift<S: Shift>(l: &mut Lower<'_>) -> Option<Handler> {
     let zero = !by_cl && l.op.c == 0;
     if l.is_mem(0) {
         return Some(match (zero, by_cl) {
-            (true, _) => by_width!(w, T => by_form!(l.form, A => shift_mem_zero::<T, A>)),
-            (_, true) => by_width!(w, T => by_form!(l.form, A => shift_mem::<T, S, ByCl, A>)),
-            _ => by_width!(w, T => by_form!(l.form, A => shift_mem::<T, S, ByImm, A>)),
+            (true, _) => by_width!(w, T => any_form!(A => shift_mem_zero::<T, A>)),
+            (_, true) => by_width!(w, T => any_form!(A => shift_mem::<T, S, ByCl, A>)),
+            _ => by_width!(w, T => any_form!(A => shift_mem::<T, S, ByImm, A>)),
         });
     }
     l.op.a = l.number(0);
@@ -329,9 +329,9 @@ fn lower_double<D: Direction>(l: &mut Lower<'_>) -> Option<Handler> {
         });
     }
     Some(if by_cl {
-        by_wide!(w, T => by_form!(l.form, A => double_mem::<T, ByCl, D, A>))
+        by_wide!(w, T => any_form!(A => double_mem::<T, ByCl, D, A>))
     } else {
-        by_wide!(w, T => by_form!(l.form, A => double_mem::<T, ByImm, D, A>))
+        by_wide!(w, T => any_form!(A => double_mem::<T, ByImm, D, A>))
     })
 }
 
@@ -349,7 +349,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.b = l.number(1);
                 by_wide!(w, T => $h::<T, RegB>)
             } else {
-                by_wide!(w, T => by_form!(l.form, A => $h::<T, Mem<A>>))
+                by_wide!(w, T => any_form!(A => $h::<T, Mem<A>>))
             }
         }};
     }

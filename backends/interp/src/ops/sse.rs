@@ -154,7 +154,7 @@ fn vex256<O: Vector, const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 }
 
 fn pick<O: Vector>(l: &mut Lower<'_>) -> Option<Handler> {
-    let mem = l.i.op_count() > 1 && (l.is_mem(1) || l.i.op_count() > 2 && l.is_mem(2));
+    let mem = from_memory(l);
     Some(if l.i.encoding() == EncodingKind::Legacy {
         if mem { legacy::<O, true> } else { legacy::<O, false> }
     } else if l.reg(0).is_ymm() {
@@ -201,8 +201,8 @@ pub(super) fn operands(l: &mut Lower<'_>) {
 }
 
 macro_rules! table {
-    ($($m:ident $(, $v:ident)? : |$mx:ident, $a:ident, $b:ident, $i:ident| $x:expr $(=> $y:expr)?;)*) => {
-        mod ops {
+    ($lower:ident, $ops:ident, $($m:ident $(, $v:ident)? : |$mx:ident, $a:ident, $b:ident, $i:ident| $x:expr $(=> $y:expr)?;)*) => {
+        mod $ops {
             use super::*;
             $(pub(super) struct $m;
             impl Vector for $m {
@@ -217,9 +217,9 @@ macro_rules! table {
                 }
             })*
         }
-        fn lower_table(l: &mut Lower<'_>) -> Option<Handler> {
+        fn $lower(l: &mut Lower<'_>) -> Option<Handler> {
             match l.i.mnemonic() {
-                $(M::$m $(| M::$v)? => pick::<ops::$m>(l),)*
+                $(M::$m $(| M::$v)? => pick::<$ops::$m>(l),)*
                 _ => None,
             }
         }
@@ -231,6 +231,115 @@ macro_rules! table {
     (@wide $m:ident, $mx:ident, $a:ident, $b:ident, $i:ident, $y:expr) => {
         { let _ = (&$mx, $a, $b, $i); let r: Sse<V256> = Out::out($y); r }
     };
+}
+
+/// The same table, for operations that share their handlers: each is two functions, found by the number in bits
+/// 32 and up of `imm`.
+macro_rules! cold_table {
+    ($($m:ident $(, $v:ident)? : |$mx:ident, $a:ident, $b:ident, $i:ident| $x:expr $(=> $y:expr)?;)*) => {
+        #[derive(Clone, Copy)]
+        enum Number { $($m,)* }
+        static COLD: &[Cold] = &[$(Cold {
+            x: |$mx, $a, $b, $i| {
+                let _ = (&$mx, &$a, &$b, $i);
+                table!(@result $x)
+            },
+            y: cold_table!(@wide $mx, $a, $b, $i $(, $y)?),
+        },)*];
+        fn cold_table(l: &mut Lower<'_>) -> Option<Handler> {
+            let number = match l.i.mnemonic() {
+                $(M::$m $(| M::$v)? => Number::$m,)*
+                _ => return None,
+            };
+            Some(pick_cold(l, number as u64))
+        }
+    };
+    (@wide $mx:ident, $a:ident, $b:ident, $i:ident) => { None };
+    (@wide $mx:ident, $a:ident, $b:ident, $i:ident, $y:expr) => {
+        Some(|$mx, $a, $b, $i| {
+            let _ = (&$mx, &$a, &$b, $i);
+            let r: Sse<V256> = Out::out($y);
+            r
+        })
+    };
+}
+
+/// An operation without handlers of its own: of 128 bits, and of 256 where that is not both halves.
+struct Cold {
+    x: fn(&mut Mxcsr, V128, V128, u8) -> Sse<V128>,
+    y: Option<WideFn>,
+}
+
+type WideFn = fn(&mut Mxcsr, V256, V256, u8) -> Sse<V256>;
+
+fn cold(op: OpPtr) -> &'static Cold {
+    &COLD[(op.imm >> 32) as usize % COLD.len()]
+}
+
+fn cold_legacy<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    super::outlined(cpu, op, |cpu, op| {
+        let b = source::<MEM>(cpu, op)?;
+        let d = usize::from(op.a & 15);
+        let a = cpu.vec[d].lo;
+        cpu.vec[d].lo = numeric(cpu, |mx| (cold(op).x)(mx, a, b, op.imm as u8))?;
+        Ok(())
+    })
+}
+
+fn cold128<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    super::outlined(cpu, op, |cpu, op| {
+        let b = source::<MEM>(cpu, op)?;
+        let a = cpu.vec[usize::from(op.c & 15)].lo;
+        let lo = numeric(cpu, |mx| (cold(op).x)(mx, a, b, op.imm as u8))?;
+        cpu.vec[usize::from(op.a & 15)] = V256 { lo, hi: V128::ZERO };
+        Ok(())
+    })
+}
+
+fn cold256<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    super::outlined(cpu, op, |cpu, op| {
+        let b = source256::<MEM>(cpu, op)?;
+        let a = cpu.vec[usize::from(op.c & 15)];
+        let (cold, imm) = (cold(op), op.imm as u8);
+        cpu.vec[usize::from(op.a & 15)] = numeric(cpu, |mx| match cold.y {
+            Some(y) => y(mx, a, b, imm),
+            None => Ok(V256 { lo: (cold.x)(mx, a.lo, b.lo, imm)?, hi: (cold.x)(mx, a.hi, b.hi, imm)? }),
+        })?;
+        Ok(())
+    })
+}
+
+/// The last source is in memory.
+fn from_memory(l: &Lower<'_>) -> bool {
+    l.i.op_count() > 1 && (l.is_mem(1) || l.i.op_count() > 2 && l.is_mem(2))
+}
+
+fn pick_cold(l: &mut Lower<'_>, number: u64) -> Handler {
+    l.op.imm |= number << 32;
+    let mem = from_memory(l);
+    match (l.i.encoding() == EncodingKind::Legacy, l.reg(0).is_ymm()) {
+        (true, _) => {
+            if mem {
+                cold_legacy::<true>
+            } else {
+                cold_legacy::<false>
+            }
+        }
+        (_, true) => {
+            if mem {
+                cold256::<true>
+            } else {
+                cold256::<false>
+            }
+        }
+        _ => {
+            if mem {
+                cold128::<true>
+            } else {
+                cold128::<false>
+            }
+        }
+    }
 }
 
 /// Lets the table name functions with and without exceptions.
@@ -256,15 +365,53 @@ impl<T> Out<T> for Sse<T> {
     }
 }
 
+// With handlers of their own.
 table! {
+    hot_table, ops,
     Paddb, Vpaddb: |mx, a, b, i| ar::paddb(a, b);
-    Paddw, Vpaddw: |mx, a, b, i| ar::paddw(a, b);
     Paddd, Vpaddd: |mx, a, b, i| ar::paddd(a, b);
     Paddq, Vpaddq: |mx, a, b, i| ar::paddq(a, b);
     Psubb, Vpsubb: |mx, a, b, i| ar::psubb(a, b);
-    Psubw, Vpsubw: |mx, a, b, i| ar::psubw(a, b);
     Psubd, Vpsubd: |mx, a, b, i| ar::psubd(a, b);
     Psubq, Vpsubq: |mx, a, b, i| ar::psubq(a, b);
+    Pminub, Vpminub: |mx, a, b, i| ar::pminub(a, b);
+    Pcmpeqb, Vpcmpeqb: |mx, a, b, i| ar::pcmpeqb(a, b);
+    Pcmpeqd, Vpcmpeqd: |mx, a, b, i| ar::pcmpeqd(a, b);
+    Pand, Vpand: |mx, a, b, i| ar::pand(a, b);
+    Pandn, Vpandn: |mx, a, b, i| ar::pandn(a, b);
+    Por, Vpor: |mx, a, b, i| ar::por(a, b);
+    Pxor, Vpxor: |mx, a, b, i| ar::pxor(a, b);
+    Andps, Vandps: |mx, a, b, i| ar::pand(a, b);
+    Andpd, Vandpd: |mx, a, b, i| ar::pand(a, b);
+    Andnps, Vandnps: |mx, a, b, i| ar::pandn(a, b);
+    Andnpd, Vandnpd: |mx, a, b, i| ar::pandn(a, b);
+    Orps, Vorps: |mx, a, b, i| ar::por(a, b);
+    Orpd, Vorpd: |mx, a, b, i| ar::por(a, b);
+    Xorps, Vxorps: |mx, a, b, i| ar::pxor(a, b);
+    Xorpd, Vxorpd: |mx, a, b, i| ar::pxor(a, b);
+    Pshufb, Vpshufb: |mx, a, b, i| su::pshufb(a, b);
+    Pshufd, Vpshufd: |mx, a, b, i| su::pshufd(b, i);
+    Shufps, Vshufps: |mx, a, b, i| su::shufps(a, b, i);
+    Punpcklbw, Vpunpcklbw: |mx, a, b, i| su::punpcklbw(a, b);
+    Punpckldq, Vpunpckldq: |mx, a, b, i| su::punpckldq(a, b);
+    Punpcklqdq, Vpunpcklqdq: |mx, a, b, i| su::punpcklqdq(a, b);
+    Unpcklps, Vunpcklps: |mx, a, b, i| su::punpckldq(a, b);
+    Unpcklpd, Vunpcklpd: |mx, a, b, i| su::punpcklqdq(a, b);
+    Unpckhpd, Vunpckhpd: |mx, a, b, i| su::punpckhqdq(a, b);
+    Addps, Vaddps: |mx, a, b, i| pk::addps(mx, a, b) => pk::vaddps(mx, a, b);
+    Addpd, Vaddpd: |mx, a, b, i| pk::addpd(mx, a, b) => pk::vaddpd(mx, a, b);
+    Subps, Vsubps: |mx, a, b, i| pk::subps(mx, a, b) => pk::vsubps(mx, a, b);
+    Subpd, Vsubpd: |mx, a, b, i| pk::subpd(mx, a, b) => pk::vsubpd(mx, a, b);
+    Mulps, Vmulps: |mx, a, b, i| pk::mulps(mx, a, b) => pk::vmulps(mx, a, b);
+    Mulpd, Vmulpd: |mx, a, b, i| pk::mulpd(mx, a, b) => pk::vmulpd(mx, a, b);
+    Cmpps, Vcmpps: |mx, a, b, i| pk::cmpps(mx, a, b, Predicate(i & 31)) => pk::vcmpps(mx, a, b, Predicate(i & 31));
+    Cmppd, Vcmppd: |mx, a, b, i| pk::cmppd(mx, a, b, Predicate(i & 31)) => pk::vcmppd(mx, a, b, Predicate(i & 31));
+}
+
+// By number, through `cold_*`.
+cold_table! {
+    Paddw, Vpaddw: |mx, a, b, i| ar::paddw(a, b);
+    Psubw, Vpsubw: |mx, a, b, i| ar::psubw(a, b);
     Paddsb, Vpaddsb: |mx, a, b, i| ar::paddsb(a, b);
     Paddsw, Vpaddsw: |mx, a, b, i| ar::paddsw(a, b);
     Paddusb, Vpaddusb: |mx, a, b, i| ar::paddusb(a, b);
@@ -282,7 +429,6 @@ table! {
     Pmuldq, Vpmuldq: |mx, a, b, i| ar::pmuldq(a, b);
     Pavgb, Vpavgb: |mx, a, b, i| ar::pavgb(a, b);
     Pavgw, Vpavgw: |mx, a, b, i| ar::pavgw(a, b);
-    Pminub, Vpminub: |mx, a, b, i| ar::pminub(a, b);
     Pminsb, Vpminsb: |mx, a, b, i| ar::pminsb(a, b);
     Pminuw, Vpminuw: |mx, a, b, i| ar::pminuw(a, b);
     Pminsw, Vpminsw: |mx, a, b, i| ar::pminsw(a, b);
@@ -294,9 +440,7 @@ table! {
     Pmaxsw, Vpmaxsw: |mx, a, b, i| ar::pmaxsw(a, b);
     Pmaxud, Vpmaxud: |mx, a, b, i| ar::pmaxud(a, b);
     Pmaxsd, Vpmaxsd: |mx, a, b, i| ar::pmaxsd(a, b);
-    Pcmpeqb, Vpcmpeqb: |mx, a, b, i| ar::pcmpeqb(a, b);
     Pcmpeqw, Vpcmpeqw: |mx, a, b, i| ar::pcmpeqw(a, b);
-    Pcmpeqd, Vpcmpeqd: |mx, a, b, i| ar::pcmpeqd(a, b);
     Pcmpeqq, Vpcmpeqq: |mx, a, b, i| ar::pcmpeqq(a, b);
     Pcmpgtb, Vpcmpgtb: |mx, a, b, i| ar::pcmpgtb(a, b);
     Pcmpgtw, Vpcmpgtw: |mx, a, b, i| ar::pcmpgtw(a, b);
@@ -305,18 +449,6 @@ table! {
     Psignb, Vpsignb: |mx, a, b, i| ar::psignb(a, b);
     Psignw, Vpsignw: |mx, a, b, i| ar::psignw(a, b);
     Psignd, Vpsignd: |mx, a, b, i| ar::psignd(a, b);
-    Pand, Vpand: |mx, a, b, i| ar::pand(a, b);
-    Pandn, Vpandn: |mx, a, b, i| ar::pandn(a, b);
-    Por, Vpor: |mx, a, b, i| ar::por(a, b);
-    Pxor, Vpxor: |mx, a, b, i| ar::pxor(a, b);
-    Andps, Vandps: |mx, a, b, i| ar::pand(a, b);
-    Andpd, Vandpd: |mx, a, b, i| ar::pand(a, b);
-    Andnps, Vandnps: |mx, a, b, i| ar::pandn(a, b);
-    Andnpd, Vandnpd: |mx, a, b, i| ar::pandn(a, b);
-    Orps, Vorps: |mx, a, b, i| ar::por(a, b);
-    Orpd, Vorpd: |mx, a, b, i| ar::por(a, b);
-    Xorps, Vxorps: |mx, a, b, i| ar::pxor(a, b);
-    Xorpd, Vxorpd: |mx, a, b, i| ar::pxor(a, b);
     Pabsb, Vpabsb: |mx, a, b, i| ar::pabsb(b);
     Pabsw, Vpabsw: |mx, a, b, i| ar::pabsw(b);
     Pabsd, Vpabsd: |mx, a, b, i| ar::pabsd(b);
@@ -331,24 +463,15 @@ table! {
     Phsubsw, Vphsubsw: |mx, a, b, i| ar::phsubsw(a, b);
     Mpsadbw, Vmpsadbw: |mx, a, b, i| ar::mpsadbw(a, b, i) => pe::vmpsadbw(a, b, i);
     Phminposuw, Vphminposuw: |mx, a, b, i| ar::phminposuw(b);
-    Pshufb, Vpshufb: |mx, a, b, i| su::pshufb(a, b);
-    Pshufd, Vpshufd: |mx, a, b, i| su::pshufd(b, i);
     Pshuflw, Vpshuflw: |mx, a, b, i| su::pshuflw(b, i);
     Pshufhw, Vpshufhw: |mx, a, b, i| su::pshufhw(b, i);
-    Shufps, Vshufps: |mx, a, b, i| su::shufps(a, b, i);
     Shufpd, Vshufpd: |mx, a, b, i| su::shufpd(a, b, i) => pe::vshufpd(a, b, i);
-    Punpcklbw, Vpunpcklbw: |mx, a, b, i| su::punpcklbw(a, b);
     Punpckhbw, Vpunpckhbw: |mx, a, b, i| su::punpckhbw(a, b);
     Punpcklwd, Vpunpcklwd: |mx, a, b, i| su::punpcklwd(a, b);
     Punpckhwd, Vpunpckhwd: |mx, a, b, i| su::punpckhwd(a, b);
-    Punpckldq, Vpunpckldq: |mx, a, b, i| su::punpckldq(a, b);
     Punpckhdq, Vpunpckhdq: |mx, a, b, i| su::punpckhdq(a, b);
-    Punpcklqdq, Vpunpcklqdq: |mx, a, b, i| su::punpcklqdq(a, b);
     Punpckhqdq, Vpunpckhqdq: |mx, a, b, i| su::punpckhqdq(a, b);
-    Unpcklps, Vunpcklps: |mx, a, b, i| su::punpckldq(a, b);
     Unpckhps, Vunpckhps: |mx, a, b, i| su::punpckhdq(a, b);
-    Unpcklpd, Vunpcklpd: |mx, a, b, i| su::punpcklqdq(a, b);
-    Unpckhpd, Vunpckhpd: |mx, a, b, i| su::punpckhqdq(a, b);
     Packsswb, Vpacksswb: |mx, a, b, i| su::packsswb(a, b);
     Packuswb, Vpackuswb: |mx, a, b, i| su::packuswb(a, b);
     Packssdw, Vpackssdw: |mx, a, b, i| su::packssdw(a, b);
@@ -397,12 +520,6 @@ table! {
     Sha1msg2: |mx, a, b, i| cr::sha1msg2(a, b);
     Sha256msg1: |mx, a, b, i| cr::sha256msg1(a, b);
     Sha256msg2: |mx, a, b, i| cr::sha256msg2(a, b);
-    Addps, Vaddps: |mx, a, b, i| pk::addps(mx, a, b) => pk::vaddps(mx, a, b);
-    Addpd, Vaddpd: |mx, a, b, i| pk::addpd(mx, a, b) => pk::vaddpd(mx, a, b);
-    Subps, Vsubps: |mx, a, b, i| pk::subps(mx, a, b) => pk::vsubps(mx, a, b);
-    Subpd, Vsubpd: |mx, a, b, i| pk::subpd(mx, a, b) => pk::vsubpd(mx, a, b);
-    Mulps, Vmulps: |mx, a, b, i| pk::mulps(mx, a, b) => pk::vmulps(mx, a, b);
-    Mulpd, Vmulpd: |mx, a, b, i| pk::mulpd(mx, a, b) => pk::vmulpd(mx, a, b);
     Divps, Vdivps: |mx, a, b, i| pk::divps(mx, a, b) => pk::vdivps(mx, a, b);
     Divpd, Vdivpd: |mx, a, b, i| pk::divpd(mx, a, b) => pk::vdivpd(mx, a, b);
     Minps, Vminps: |mx, a, b, i| pk::minps(mx, a, b) => pk::vminps(mx, a, b);
@@ -419,8 +536,6 @@ table! {
     Hsubpd, Vhsubpd: |mx, a, b, i| pk::hsubpd(mx, a, b) => pk::vhsubpd(mx, a, b);
     Roundps, Vroundps: |mx, a, b, i| pk::roundps(mx, b, i) => pk::vroundps(mx, b, i);
     Roundpd, Vroundpd: |mx, a, b, i| pk::roundpd(mx, b, i) => pk::vroundpd(mx, b, i);
-    Cmpps, Vcmpps: |mx, a, b, i| pk::cmpps(mx, a, b, Predicate(i & 31)) => pk::vcmpps(mx, a, b, Predicate(i & 31));
-    Cmppd, Vcmppd: |mx, a, b, i| pk::cmppd(mx, a, b, Predicate(i & 31)) => pk::vcmppd(mx, a, b, Predicate(i & 31));
     Dpps, Vdpps: |mx, a, b, i| pk::dpps(mx, a, b, i) => pk::vdpps(mx, a, b, i);
     Dppd, Vdppd: |mx, a, b, i| pk::dppd(mx, a, b, i);
     Rcpps, Vrcpps: |mx, a, b, i| approx::rcpps(b);
@@ -472,5 +587,6 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     super::sse_select::lower(l)
         .or_else(|| super::sse_mov::lower(l))
         .or_else(|| super::sse_scalar::lower(l))
-        .or_else(|| lower_table(l))
+        .or_else(|| hot_table(l))
+        .or_else(|| cold_table(l))
 }

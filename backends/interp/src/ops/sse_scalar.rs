@@ -240,40 +240,77 @@ fn fma_scalar<const MEM: bool, const WIDE: bool>(cpu: &mut Cpu, op: OpPtr) -> Fl
     })
 }
 
-/// Reads an FMA mnemonic's name: order, signs, lanes. `None` if it is none.
+/// An FMA mnemonic taken apart: negated product, whether even and odd lanes subtract, order of operands, kind.
+fn fma_parts(m: M) -> Option<(bool, bool, bool, u64, Lanes)> {
+    macro_rules! parts {
+        ($(($product:literal, $even:literal, $odd:literal): [$($m0:ident $m1:ident $m2:ident $lanes:ident),*];)*) => {
+            Some(match m {
+                $($(
+                    M::$m0 => ($product, $even, $odd, 0, Lanes::$lanes),
+                    M::$m1 => ($product, $even, $odd, 1, Lanes::$lanes),
+                    M::$m2 => ($product, $even, $odd, 2, Lanes::$lanes),
+                )*)*
+                _ => return None,
+            })
+        };
+    }
+    parts! {
+        (false, false, false): [
+            Vfmadd132ps Vfmadd213ps Vfmadd231ps Ps,
+            Vfmadd132pd Vfmadd213pd Vfmadd231pd Pd,
+            Vfmadd132ss Vfmadd213ss Vfmadd231ss Ss,
+            Vfmadd132sd Vfmadd213sd Vfmadd231sd Sd
+        ];
+        (false, true, true): [
+            Vfmsub132ps Vfmsub213ps Vfmsub231ps Ps,
+            Vfmsub132pd Vfmsub213pd Vfmsub231pd Pd,
+            Vfmsub132ss Vfmsub213ss Vfmsub231ss Ss,
+            Vfmsub132sd Vfmsub213sd Vfmsub231sd Sd
+        ];
+        (true, false, false): [
+            Vfnmadd132ps Vfnmadd213ps Vfnmadd231ps Ps,
+            Vfnmadd132pd Vfnmadd213pd Vfnmadd231pd Pd,
+            Vfnmadd132ss Vfnmadd213ss Vfnmadd231ss Ss,
+            Vfnmadd132sd Vfnmadd213sd Vfnmadd231sd Sd
+        ];
+        (true, true, true): [
+            Vfnmsub132ps Vfnmsub213ps Vfnmsub231ps Ps,
+            Vfnmsub132pd Vfnmsub213pd Vfnmsub231pd Pd,
+            Vfnmsub132ss Vfnmsub213ss Vfnmsub231ss Ss,
+            Vfnmsub132sd Vfnmsub213sd Vfnmsub231sd Sd
+        ];
+        (false, true, false): [
+            Vfmaddsub132ps Vfmaddsub213ps Vfmaddsub231ps Ps,
+            Vfmaddsub132pd Vfmaddsub213pd Vfmaddsub231pd Pd
+        ];
+        (false, false, true): [
+            Vfmsubadd132ps Vfmsubadd213ps Vfmsubadd231ps Ps,
+            Vfmsubadd132pd Vfmsubadd213pd Vfmsubadd231pd Pd
+        ];
+    }
+}
+
+/// What an FMA works on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lanes {
+    Ps,
+    Pd,
+    Ss,
+    Sd,
+}
+
+/// FMA. `None` if it is none.
 fn lower_fma(l: &mut Lower<'_>) -> Option<Handler> {
-    let name = format!("{:?}", l.i.mnemonic());
-    let rest = name.strip_prefix("Vf")?;
-    let (product, rest) = match rest.strip_prefix('n') {
-        Some(r) => (true, r),
-        None => (false, rest),
-    };
-    // (even subtracts, odd subtracts)
-    let (even, odd, rest) = if let Some(r) = rest.strip_prefix("maddsub") {
-        (true, false, r)
-    } else if let Some(r) = rest.strip_prefix("msubadd") {
-        (false, true, r)
-    } else if let Some(r) = rest.strip_prefix("madd") {
-        (false, false, r)
-    } else {
-        (true, true, rest.strip_prefix("msub")?)
-    };
-    let order = match rest.get(..3)? {
-        "132" => 0,
-        "213" => 1,
-        "231" => 2,
-        _ => return None,
-    };
+    let (product, even, odd, order, kind) = fma_parts(l.i.mnemonic())?;
     let bit = |on: bool, n: u32| u64::from(on) << n;
     l.op.imm |= order << 24 | bit(product, 32) | bit(even, 33) | bit(product, 34) | bit(odd, 35);
     let mem = l.is_mem(2);
-    let kind = rest.get(3..)?;
-    l.op.imm |= bit(kind == "pd", 36);
+    l.op.imm |= bit(kind == Lanes::Pd, 36);
     Some(match (kind, mem, l.reg(0).is_ymm()) {
-        ("ss", true, _) => fma_scalar::<true, false>,
-        ("ss", false, _) => fma_scalar::<false, false>,
-        ("sd", true, _) => fma_scalar::<true, true>,
-        ("sd", false, _) => fma_scalar::<false, true>,
+        (Lanes::Ss, true, _) => fma_scalar::<true, false>,
+        (Lanes::Ss, false, _) => fma_scalar::<false, false>,
+        (Lanes::Sd, true, _) => fma_scalar::<true, true>,
+        (Lanes::Sd, false, _) => fma_scalar::<false, true>,
         (_, true, true) => fma_packed::<true, true>,
         (_, true, false) => fma_packed::<true, false>,
         (_, false, true) => fma_packed::<false, true>,

@@ -1,7 +1,7 @@
 //! PUSH, POP, ENTER, LEAVE and the flags' way over the stack.
 
 use super::operand::{Addr, Imm, Mem, RegB, Src, offset};
-use super::{by_form, by_wide, ops};
+use super::{any_form, by_form, by_wide, ops};
 use crate::cpu::{Cpu, RBP, RSP, SS, cr4, mode};
 use crate::decode::Lower;
 use crate::flags::{IF, IOPL, RF, TF, VIF, VIP, VM, ZF};
@@ -347,7 +347,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
             if long && bytes == 8 {
                 by_form!(l.form, A => push64::<Mem<A>>)
             } else {
-                by_wide!(w, T => by_form!(l.form, A => push::<T, Mem<A>>))
+                by_wide!(w, T => any_form!(A => push::<T, Mem<A>>))
             }
         }
         M::Push => {
@@ -358,7 +358,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
             l.op.a = l.number(0);
             if long && bytes == 8 { pop64 } else { by_wide!(w, T => pop_reg::<T>) }
         }
-        M::Pop => by_wide!(w, T => by_form!(l.form, A => pop_mem::<T, A>)),
+        M::Pop => by_wide!(w, T => any_form!(A => pop_mem::<T, A>)),
         M::Pushf | M::Pushfd | M::Pushfq => {
             l.op.c = bytes;
             pushf
@@ -401,7 +401,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.a = l.number(0);
                 arpl_reg
             } else {
-                by_form!(l.form, A => arpl_mem::<A>)
+                any_form!(A => arpl_mem::<A>)
             }
         }
         _ => return None,

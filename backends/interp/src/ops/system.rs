@@ -1,7 +1,7 @@
 //! System instructions: control and debug registers, descriptor tables, MSRs, ports, time, caches, HLT.
 
 use super::operand::{Addr, Any, Mem, RegB, Src, offset};
-use super::{by_form, by_wide, ops};
+use super::{any_form, by_wide, ops};
 use crate::cpu::{Cpu, GS, RAX, RCX, RDX, cr0, cr4, efer};
 use crate::decode::Lower;
 use crate::flags::{CF, ZF};
@@ -590,7 +590,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     let w = if l.i.op_count() > 0 { l.width(0) } else { 0 };
     macro_rules! selector {
         ($h:ident) => {
-            if with_selector(l, 0) { $h::<RegB> } else { by_form!(l.form, A => $h::<Mem<A>>) }
+            if with_selector(l, 0) { $h::<RegB> } else { any_form!(A => $h::<Mem<A>>) }
         };
     }
     let only_protected =
@@ -613,7 +613,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         | M::Reservednop => nop,
         M::Lfence | M::Sfence => nop,
         M::Mfence => mfence,
-        M::Clflush | M::Clflushopt => by_form!(l.form, A => clflush::<A>),
+        M::Clflush | M::Clflushopt => any_form!(A => clflush::<A>),
         M::Pause => nop_pause,
         M::Cpuid => cpuid,
         M::Rdtsc => rdtsc,
@@ -647,7 +647,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
             l.op.a = l.number(0);
             by_wide!(w, T => smsw_reg::<T>)
         }
-        M::Smsw => by_form!(l.form, A => smsw_mem::<A>),
+        M::Smsw => any_form!(A => smsw_mem::<A>),
         M::Lmsw => selector!(lmsw),
         M::Lgdt | M::Lidt => {
             use iced_x86::Code as C;
@@ -662,7 +662,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.a = l.number(0);
                 by_wide!(w, T => store_selector_reg::<T>)
             } else {
-                by_form!(l.form, A => store_selector_mem::<A>)
+                any_form!(A => store_selector_mem::<A>)
             }
         }
         M::Lldt => selector!(lldt),
@@ -674,9 +674,9 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
             if with_selector(l, 1) {
                 if m == M::Lar { by_wide!(w, T => lar::<T, RegB>) } else { by_wide!(w, T => lsl::<T, RegB>) }
             } else if m == M::Lar {
-                by_wide!(w, T => by_form!(l.form, A => lar::<T, Mem<A>>))
+                by_wide!(w, T => any_form!(A => lar::<T, Mem<A>>))
             } else {
-                by_wide!(w, T => by_form!(l.form, A => lsl::<T, Mem<A>>))
+                by_wide!(w, T => any_form!(A => lsl::<T, Mem<A>>))
             }
         }
         M::Invlpg => invlpg,
