@@ -1,6 +1,6 @@
 //! Linux: Debian's cloud kernel and a busybox initramfs, booted on Godwit's interpreter and on QEMU's TCG.
 //!
-//!     cargo bench -p godwit-guests --bench linux [-- --runs N] [--backend NAME]
+//!     cargo bench -p godwit-guests --bench linux [-- --runs N] [--backend NAME] [--limit SECONDS]
 //!
 //! Each subject boots to the init script's marker and does the initramfs's timed work (`godwit.do=bench`),
 //! in turn, `runs` times (3). The table has medians in milliseconds: of the processor time the
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const MEMORY_MIB: u64 = 256;
 const BOOT_ARGS: &str = "console=ttyS0 reboot=k panic=1 godwit.do=bench";
@@ -68,8 +68,19 @@ fn finish(mut child: Child) {
     let _ = child.wait();
 }
 
+/// Ends the process after `limit`, so that a guest that hangs gives its line and no more.
+fn watch(pid: u32, limit: Duration) -> std::sync::mpsc::Sender<()> {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        if ended.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        }
+    });
+    done
+}
+
 /// Boots, and reads the guest's console up to the end of its work.
-fn boot(name: &str, command: &mut Command) -> Option<Outcome> {
+fn boot(name: &str, command: &mut Command, limit: Duration) -> Option<Outcome> {
     let start = Instant::now();
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
     let mut child = match spawned {
@@ -80,6 +91,7 @@ fn boot(name: &str, command: &mut Command) -> Option<Outcome> {
         }
     };
     let pid = child.id();
+    let _watch = watch(pid, limit);
     let mut times = Vec::new();
     let mut before = 0;
     let mut last = String::new();
@@ -107,11 +119,20 @@ fn boot(name: &str, command: &mut Command) -> Option<Outcome> {
     None
 }
 
+/// The host's clock rate as Linux gives it: what TCG's time stamp counter runs at.
+fn khz() -> u64 {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mhz = info.lines().find_map(|l| l.strip_prefix("cpu MHz")?.rsplit(' ').next()?.parse::<f64>().ok());
+    mhz.map_or(2_500_000, |mhz| (mhz * 1000.0) as u64)
+}
+
 fn qemu(kernel: &Path, initrd: &Path) -> Command {
+    // Told its clocks: calibrating them under TCG on a busy host can fail, and then the kernel waits for ever.
+    let args = format!("{BOOT_ARGS} no_timer_check lpj=4000000 tsc_early_khz={}", khz());
     let mut command = Command::new("qemu-system-x86_64");
     // Without these devices of a PC the kernel waits for ever for its clock.
     command.args(["-M", "microvm,pit=on,pic=on,rtc=on", "-accel", "tcg", "-cpu", "max", "-nographic"]);
-    command.args(["-no-reboot", "-m", &MEMORY_MIB.to_string(), "-append", BOOT_ARGS]);
+    command.args(["-no-reboot", "-m", &MEMORY_MIB.to_string(), "-append", &args]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command
 }
@@ -138,13 +159,14 @@ fn median(values: &[u64]) -> u64 {
 }
 
 fn main() {
-    let (mut runs, mut backend) = (3u32, "interp".to_owned());
+    let (mut runs, mut backend, mut limit) = (3u32, "interp".to_owned(), Duration::from_secs(600));
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value"));
         match argument.as_str() {
             "--runs" => runs = value().parse().expect("a number of runs"),
             "--backend" => backend = value(),
+            "--limit" => limit = Duration::from_secs(value().parse().expect("seconds")),
             "--bench" => {} // cargo's own
             other => panic!("unknown option {other}"),
         }
@@ -164,7 +186,7 @@ fn main() {
     let (mut order, mut own) = (Vec::<String>::new(), None);
     for _ in 0..runs {
         for (name, command) in &mut subjects {
-            let Some(outcome) = boot(name, command) else { continue };
+            let Some(outcome) = boot(name, command, limit) else { continue };
             if *name == "godwit" {
                 own = own.max(outcome.own_kib);
             }
@@ -190,6 +212,6 @@ fn main() {
     let mib =
         |kib: Option<u64>| kib.map_or("unknown".to_owned(), |kib| format!("{:.1} MiB", kib as f64 / 1024.0));
     println!("godwit's own memory, guest RAM not counted: one vCPU {}", mib(own));
-    let four = boot("godwit with 4 vCPUs", &mut godwit(&binary, &backend, 4, &kernel, &initrd));
+    let four = boot("godwit with 4 vCPUs", &mut godwit(&binary, &backend, 4, &kernel, &initrd), limit);
     println!("godwit's own memory, guest RAM not counted: four vCPUs {}", mib(four.and_then(|o| o.own_kib)));
 }

@@ -334,7 +334,7 @@ pub(crate) fn plain(l: &Lower<'_>) -> Option<Plain> {
     if register {
         p.c = l.number(1);
     } else if two {
-        p.imm = i.immediate(1);
+        p.imm = i.try_immediate(1).ok()?;
     }
     let f = l.flags;
     p.kind = match (m, register) {
