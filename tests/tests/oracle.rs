@@ -24,19 +24,22 @@ fn recorded_answers_are_given_again() {
 #[test]
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn a_short_slice_agrees_with_this_processor() {
-    let Some(native) = oracle::native::Native::new() else {
-        eprintln!("SKIPPED a_short_slice_agrees_with_this_processor: no AVX2, or the addresses are taken");
-        return;
+    let native = match oracle::native::Native::new() {
+        Ok(native) => native,
+        Err(why) => return eprintln!("SKIPPED a_short_slice_agrees_with_this_processor: {why}"),
     };
     let machine = Machine::new();
     let mut bad = String::new();
     for (name, family) in generate::FAMILIES {
-        for seed in 100..600 {
+        for seed in 1_000_000..1_002_000 {
             let (code, start) = oracle::case(seed, family);
             let bytes = code.concat();
-            let differences =
-                oracle::differences(&code, &native.run(&bytes, &start), &machine.run(&bytes, &start));
-            if !differences.is_empty() {
+            if oracle::native::Native::lacks(&bytes).is_some() {
+                continue;
+            }
+            let (native, interp) = (native.run(&bytes, &start), machine.run(&bytes, &start));
+            if !oracle::agree(&code, &native, &interp) {
+                let differences = oracle::differences(&code, &native, &interp);
                 bad += &format!("{name} {seed}:\n{}{differences}", oracle::listing(&code));
             }
         }

@@ -111,17 +111,30 @@ impl Lower<'_> {
         }
     }
 
+    /// Segment of the memory operand. In 64-bit code only prefixes for FS and GS count (SDM vol. 1, 3.4.4): the base
+    /// register alone says whether a bad address is #SS.
+    fn segment(&self) -> u8 {
+        let named = segment_number(self.i.memory_segment());
+        if self.bits < 64 || named >= 4 {
+            return named;
+        }
+        match self.i.memory_base() {
+            Register::RSP | Register::RBP | Register::ESP | Register::EBP => 2,
+            _ => 3,
+        }
+    }
+
     /// Fills in the memory operand.
     fn memory(&mut self) {
         let i = self.i;
         if !(0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
             // String instructions have a segment and an address size.
-            self.op.seg = segment_number(i.memory_segment());
+            self.op.seg = self.segment();
             self.op.asize = string_address_size(i).unwrap_or((self.bits / 8) as u8);
             return;
         }
         let (base, index) = (i.memory_base(), i.memory_index());
-        self.op.seg = segment_number(i.memory_segment());
+        self.op.seg = self.segment();
         let wide = |r: Register| r.size() as u8;
         let mut asize = if base != Register::None {
             wide(base)
@@ -521,3 +534,7 @@ fn join(cells: &mut [Option<Op>], steps: &[Option<Plain>]) {
         n += 1;
     }
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

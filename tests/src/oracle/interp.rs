@@ -121,7 +121,7 @@ impl Machine {
         let config = abi::VmConfig {
             size: size_of::<abi::VmConfig>() as u32,
             vcpus: 1,
-            model: text("x86-64-v3"),
+            model: text("host"),
             tsc_khz: 0,
             flags: 0,
             kick_signal: 0,
@@ -150,13 +150,16 @@ impl Machine {
         let mut s = SystemV1::reset();
         s.cs = segment(0x33, 0xa0fb);
         s.ss = segment(0x2b, 0xc0f3);
-        (s.ds, s.es, s.fs, s.gs) = (s.ss, s.ss, s.ss, s.ss);
+        // As Linux leaves them: null.
+        let none = SegmentV1 { selector: 0, base: 0, limit: 0, access: godwit_state::access::UNUSABLE };
+        (s.ds, s.es, s.fs, s.gs) = (none, none, none, none);
         s.tr = SegmentV1 { selector: 0x40, base: 0x7000, limit: 0x67, access: 0x8b };
         s.gdtr = TableV1 { base: 0x6000, limit: 0x37 };
         s.idtr = TableV1 { base: 0xa000, limit: 0x1ff };
-        s.cr0 = 0x8000_0033;
+        s.cr0 = 0x8005_0033;
         s.cr3 = 0x1000;
-        s.cr4 = 0x4_0620;
+        // OSXSAVE, FSGSBASE, UMIP, OSXMMEXCPT, OSFXSR, PAE, DE.
+        s.cr4 = 0x5_0e28;
         s.efer = 0xd01;
         s.xcr0 = 7;
         let template = CpuState {
@@ -189,10 +192,16 @@ impl Machine {
         }
         put(0x6008, 0x00af_9b00_0000_ffff);
         put(0x6010, 0x00cf_9300_0000_ffff);
+        put(0x6028, 0x00cf_f300_0000_ffff);
+        put(0x6030, 0x00af_fb00_0000_ffff);
         put(0x7004, 0x9000);
+        // No I/O map.
+        self.poke(0x7066, &[0xff; 2]);
         for n in 0..32u64 {
             let handler = 0xb000 + n * 8;
-            put(0xa000 + n * 16, handler & 0xffff | 8 << 16 | 0x8e00 << 32 | handler >> 16 << 48);
+            // INT3 and INTO are for programs.
+            let access = if matches!(n, 3 | 4) { 0xee00 } else { 0x8e00 };
+            put(0xa000 + n * 16, handler & 0xffff | 8 << 16 | access << 32 | handler >> 16 << 48);
             // OUT n, AL; JMP $
             self.poke(handler as usize, &[0xe6, n as u8, 0xeb, 0xfe]);
         }
@@ -217,15 +226,18 @@ impl Machine {
     pub fn run(&self, code: &[u8], start: &State) -> Outcome {
         let mut page = [0xccu8; 0x1000];
         page[..code.len()].copy_from_slice(code);
-        page[code.len()..code.len() + 2].copy_from_slice(&[0x0f, 0x0b]);
+        // What follows the code natively, for sequences that read it: here it faults, since nothing is mapped there.
+        page[code.len()..code.len() + 7].copy_from_slice(&super::WAY_OUT);
         self.poke(SYSTEM, &page);
         self.poke(SYSTEM + (DATA - CODE) as usize, &start.memory);
         if let Some(written) = self.table.vm_memory_written {
             // SAFETY: a live VM.
-            unsafe { written(self.vm, CODE, USER as u64) };
+            unsafe { written(self.vm, CODE, 0x1000) };
         }
         let mut s = self.template.clone();
         s.regs = RegsV1 { gpr: start.gpr, rip: CODE, rflags: start.rflags };
+        (s.system.fs.base, s.system.gs.base) = (start.fs_base, start.gs_base);
+        s.system.cr2 = 0;
         s.fpu.fcw = start.fcw;
         (s.fpu.fsw, s.fpu.ftw, s.fpu.mxcsr) = (start.fsw, start.ftw, start.mxcsr);
         s.fpu.st = start.st.map(|(se, frac)| F80 { se, frac });
@@ -240,9 +252,11 @@ impl Machine {
         let end = CpuState::from_sections(&self.save()).expect("what a backend saves is valid");
         // SAFETY: the vCPU is not running.
         let vector = unsafe { (*self.board).vector };
-        let mut frame = [0; 40];
-        self.peek(0x9000 - 40, &mut frame);
-        let word = |n: usize| u64::from_le_bytes(frame[n * 8..n * 8 + 8].try_into().expect("8 bytes"));
+        let coded = matches!(vector, 8 | 10..=14 | 17);
+        let mut frame = [0; 48];
+        self.peek(0x9000 - 48, &mut frame);
+        let word = |n: usize| u64::from_le_bytes(frame[n * 8 + 8..n * 8 + 16].try_into().expect("8 bytes"));
+        let error = u32::from_le_bytes([frame[0], frame[1], frame[2], frame[3]]);
         let mut out = start.clone();
         out.gpr = end.regs.gpr;
         out.gpr[4] = word(3);
@@ -256,8 +270,14 @@ impl Machine {
             *y = [lo as u64, (lo >> 64) as u64, hi as u64, (hi >> 64) as u64];
         }
         self.peek(SYSTEM + (DATA - CODE) as usize, &mut out.memory);
-        let done = vector == 6 && out.rip == CODE + code.len() as u64;
-        Outcome { fault: (!done).then_some(vector), state: out }
+        let done = vector == 14 && out.rip == CODE + code.len() as u64;
+        (out.fs_base, out.gs_base) = (end.system.fs.base, end.system.gs.base);
+        Outcome {
+            fault: (!done).then_some(vector),
+            error: if !done && coded { super::error_code(vector, error, end.system.cr2) } else { 0 },
+            address: if !done && vector == 14 { end.system.cr2 } else { 0 },
+            state: out,
+        }
     }
 
     /// Runs any bytes: those that never come to an end are kicked out after a while. Says nothing of the result; a panic

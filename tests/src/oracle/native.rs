@@ -1,12 +1,15 @@
-//! Runs a sequence on the processor itself (x86-64 Linux): state is loaded from a fixed page, the sequence jumps
-//! back through it, and a signal handler turns a fault into a result. One run at a time in a process.
+//! Runs a sequence on the processor itself (x86-64 Linux), in this process: state is loaded from a fixed page, IRETQ
+//! enters the sequence, which jumps back through that page, and a signal handler turns a fault into a result. One run
+//! at a time in a process. The code's page is not writable where it runs: it is written by another mapping of the same
+//! memory, and IRETQ serialises.
 
 use super::{CODE, DATA, DATA_LEN, Outcome, State};
-use std::arch::global_asm;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::arch::{asm, global_asm};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// The page both ways: GPRs at 0, RFLAGS at 0x80, RIP at 0x88, trap at 0x90, the host's RSP at 0x100, addresses
-/// of the code and of the way out at 0x108 and 0x110, the XSAVE image at 0x400.
+/// The page both ways: GPRs at 0, RFLAGS at 0x80, RIP at 0x88, trap at 0x90, error code at 0x98, CR2 at 0xa0; the host's
+/// RSP at 0x100, the way out at 0x110, the host's bases of FS and GS at 0x120, the sequence's at 0x130; IRETQ's frame
+/// at 0x180, the XSAVE image at 0x400.
 const PAGE: u64 = 0x2345_6000;
 const NONE: u64 = u64::MAX;
 
@@ -15,21 +18,25 @@ global_asm!(
     "godwit_oracle_enter:",
     "push rbx; push rbp; push r12; push r13; push r14; push r15",
     "mov ds:[0x23456100], rsp",
+    "rdfsbase rax; mov ds:[0x23456120], rax; rdgsbase rax; mov ds:[0x23456128], rax",
+    "mov rax, ds:[0x23456130]; wrfsbase rax; mov rax, ds:[0x23456138]; wrgsbase rax",
     "mov eax, 7; xor edx, edx; xrstor64 ds:[0x23456400]",
-    "push qword ptr ds:[0x23456080]; popfq",
     "mov rax, ds:[0x23456000]; mov rcx, ds:[0x23456008]; mov rdx, ds:[0x23456010]; mov rbx, ds:[0x23456018]",
-    "mov rsp, ds:[0x23456020]; mov rbp, ds:[0x23456028]; mov rsi, ds:[0x23456030]; mov rdi, ds:[0x23456038]",
+    "mov rbp, ds:[0x23456028]; mov rsi, ds:[0x23456030]; mov rdi, ds:[0x23456038]",
     "mov r8, ds:[0x23456040]; mov r9, ds:[0x23456048]; mov r10, ds:[0x23456050]; mov r11, ds:[0x23456058]",
     "mov r12, ds:[0x23456060]; mov r13, ds:[0x23456068]; mov r14, ds:[0x23456070]; mov r15, ds:[0x23456078]",
-    "jmp qword ptr ds:[0x23456108]",
+    "mov rsp, 0x23456180",
+    "iretq",
     ".globl godwit_oracle_leave",
     "godwit_oracle_leave:",
-    "mov ds:[0x23456020], rsp; mov rsp, ds:[0x23456100]; pushfq; pop qword ptr ds:[0x23456080]; cld",
+    "mov ds:[0x23456020], rsp; mov rsp, ds:[0x23456100]; pushfq; pop qword ptr ds:[0x23456080]; push 2; popfq",
     "mov ds:[0x23456000], rax; mov ds:[0x23456008], rcx; mov ds:[0x23456010], rdx; mov ds:[0x23456018], rbx",
     "mov ds:[0x23456028], rbp; mov ds:[0x23456030], rsi; mov ds:[0x23456038], rdi",
     "mov ds:[0x23456040], r8; mov ds:[0x23456048], r9; mov ds:[0x23456050], r10; mov ds:[0x23456058], r11",
     "mov ds:[0x23456060], r12; mov ds:[0x23456068], r13; mov ds:[0x23456070], r14; mov ds:[0x23456078], r15",
     "mov eax, 7; xor edx, edx; xsave64 ds:[0x23456400]",
+    "rdfsbase rax; mov ds:[0x23456130], rax; rdgsbase rax; mov ds:[0x23456138], rax",
+    "mov rax, ds:[0x23456120]; wrfsbase rax; mov rax, ds:[0x23456128]; wrgsbase rax",
     ".globl godwit_oracle_fault",
     "godwit_oracle_fault:",
     "cld; fninit; vzeroupper; mov dword ptr ds:[0x23456118], 0x1f80; ldmxcsr ds:[0x23456118]",
@@ -66,12 +73,24 @@ extern "C" fn on_fault(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut li
         libc::REG_R14,
         libc::REG_R15,
     ];
+    let (fs, gs): (u64, u64);
+    // SAFETY: the bases before the sequence come back before anything may use them; the page is mapped.
+    unsafe {
+        asm!(
+            "rdfsbase {0}; rdgsbase {1}; mov {2}, ds:[0x23456120]; wrfsbase {2}; mov {2}, ds:[0x23456128]; wrgsbase {2}",
+            out(reg) fs,
+            out(reg) gs,
+            out(reg) _,
+            options(nostack, preserves_flags)
+        );
+    }
     // SAFETY: the kernel's own frame, whose FPU image is an XSAVE area; the page is mapped while handlers are set.
     unsafe {
         let machine = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         let g = &mut machine.gregs;
         let rip = g[libc::REG_RIP as usize] as u64;
-        if !(CODE..CODE + 0x1000).contains(&rip) && rip >> 47 != 0 || *word(0x90) != NONE {
+        if *word(0x90) != NONE {
+            // Not a sequence's fault.
             libc::_exit(125);
         }
         for (n, r) in ORDER.into_iter().enumerate() {
@@ -80,6 +99,9 @@ extern "C" fn on_fault(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut li
         *word(0x80) = g[libc::REG_EFL as usize] as u64;
         *word(0x88) = rip;
         *word(0x90) = g[libc::REG_TRAPNO as usize] as u64;
+        *word(0x98) = g[libc::REG_ERR as usize] as u64;
+        *word(0xa0) = g[libc::REG_CR2 as usize] as u64;
+        (*word(0x130), *word(0x138)) = (fs, gs);
         std::ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), word(0x400).cast(), 832);
         g[libc::REG_RIP as usize] = godwit_oracle_fault as *const () as i64;
         g[libc::REG_RSP as usize] = *word(0x100) as i64;
@@ -88,35 +110,63 @@ extern "C" fn on_fault(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut li
 }
 
 /// The processor, held by one thread at a time.
-pub struct Native(#[allow(dead_code, reason = "held for its lock")] MutexGuard<'static, ()>);
+pub struct Native {
+    #[allow(dead_code, reason = "held for its lock")]
+    guard: MutexGuard<'static, ()>,
+    /// Where the code's page may be written.
+    code: *mut u8,
+}
+
+/// Selectors of this process.
+fn selectors() -> (u16, u16) {
+    let (cs, ss): (u16, u16);
+    // SAFETY: reads two registers.
+    unsafe { asm!("mov {0:x}, cs; mov {1:x}, ss", out(reg) cs, out(reg) ss, options(nomem, nostack)) };
+    (cs, ss)
+}
+
+/// Maps the fixed addresses; the code's page twice. Gives where it may be written.
+fn map() -> Option<usize> {
+    let at = |at: u64, len: usize, protection: i32, flags: i32, fd: i32| {
+        // SAFETY: a new mapping that replaces none.
+        let got = unsafe { libc::mmap(at as *mut libc::c_void, len, protection, flags, fd, 0) };
+        (got != libc::MAP_FAILED && (at == 0 || got as u64 == at)).then_some(got as usize)
+    };
+    let both = libc::PROT_READ | libc::PROT_WRITE;
+    let fixed = libc::MAP_FIXED_NOREPLACE;
+    for (address, len) in [(DATA, DATA_LEN), (PAGE, 0x1000)] {
+        at(address, len, both, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed, -1)?;
+    }
+    // SAFETY: a literal name.
+    let file = unsafe { libc::memfd_create(c"godwit-oracle".as_ptr(), libc::MFD_CLOEXEC) };
+    // SAFETY: the file is ours.
+    if file < 0 || unsafe { libc::ftruncate(file, 0x1000) } != 0 {
+        return None;
+    }
+    at(CODE, 0x1000, libc::PROT_READ | libc::PROT_EXEC, libc::MAP_SHARED | fixed, file)?;
+    at(0, 0x1000, both, libc::MAP_SHARED, file)
+}
 
 impl Native {
-    /// Takes it: none without AVX2 or where the addresses are taken.
-    pub fn new() -> Option<Native> {
+    /// Takes it; why not, without AVX2 or FSGSBASE, or where the addresses or selectors are others.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn new() -> Result<Native, &'static str> {
         static LOCK: Mutex<()> = Mutex::new(());
-        static ONCE: Once = Once::new();
+        static MAP: OnceLock<Option<usize>> = OnceLock::new();
         if !(std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("bmi2")) {
-            return None;
+            return Err("this processor has no AVX2");
+        }
+        // SAFETY: no memory is involved. Bit 1: the kernel lets programs use FSGSBASE.
+        if unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 == 0 {
+            return Err("this kernel does not let programs use FSGSBASE");
+        }
+        if selectors() != (super::generate::USER_CS.into(), super::generate::USER_SS.into()) {
+            return Err("this kernel has other selectors for programs");
         }
         let guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut fine = true;
-        ONCE.call_once(|| {
-            for (at, len) in [(CODE, 0x1000), (DATA, DATA_LEN), (PAGE, 0x1000)] {
-                let execute = if at == CODE { libc::PROT_EXEC } else { 0 };
-                // SAFETY: a new mapping that replaces none.
-                let got = unsafe {
-                    libc::mmap(
-                        at as *mut libc::c_void,
-                        len,
-                        libc::PROT_READ | libc::PROT_WRITE | execute,
-                        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-                        -1,
-                        0,
-                    )
-                };
-                fine &= got as u64 == at;
-            }
-        });
+        let code = MAP.get_or_init(map).ok_or("the oracle's addresses are taken")?;
         let stack = Box::leak(vec![0u8; 1 << 16].into_boxed_slice());
         // SAFETY: the stack is leaked; the handler is above.
         unsafe {
@@ -130,7 +180,33 @@ impl Native {
                 libc::sigaction(signal, &action, std::ptr::null_mut());
             }
         }
-        fine.then_some(Native(guard))
+        Ok(Native { guard, code: code as *mut u8 })
+    }
+
+    /// Why this processor cannot run a sequence: the first mnemonic that it lacks.
+    pub fn lacks(code: &[u8]) -> Option<iced_x86::Mnemonic> {
+        use iced_x86::CpuidFeature as C;
+        let has = |f: &C| match f {
+            C::AES => std::is_x86_feature_detected!("aes"),
+            C::PCLMULQDQ => std::is_x86_feature_detected!("pclmulqdq"),
+            C::SHA => std::is_x86_feature_detected!("sha"),
+            C::ADX => std::is_x86_feature_detected!("adx"),
+            C::FMA => std::is_x86_feature_detected!("fma"),
+            C::F16C => std::is_x86_feature_detected!("f16c"),
+            C::MOVBE => std::is_x86_feature_detected!("movbe"),
+            C::LZCNT => std::is_x86_feature_detected!("lzcnt"),
+            C::RDRAND => std::is_x86_feature_detected!("rdrand"),
+            C::RDSEED => std::is_x86_feature_detected!("rdseed"),
+            C::XSAVEOPT => std::is_x86_feature_detected!("xsaveopt"),
+            C::XSAVEC => std::is_x86_feature_detected!("xsavec"),
+            // Leaf 7: CLFLUSHOPT, INVPCID, SMAP (CLAC and STAC), RDPID.
+            C::CLFLUSHOPT => std::arch::x86_64::__cpuid(7).ebx >> 23 & 1 != 0,
+            C::INVPCID => std::arch::x86_64::__cpuid(7).ebx >> 10 & 1 != 0,
+            C::SMAP => std::arch::x86_64::__cpuid(7).ebx >> 20 & 1 != 0,
+            C::RDPID => std::arch::x86_64::__cpuid(7).ecx >> 22 & 1 != 0,
+            _ => true,
+        };
+        super::instructions(code).iter().find(|i| !i.cpuid_features().iter().all(has)).map(|i| i.mnemonic())
     }
 
     /// Runs `code` from `start` until it faults or comes to its end.
@@ -154,17 +230,23 @@ impl Native {
         }
         let mut page = [0xccu8; 0x1000];
         page[..code.len()].copy_from_slice(code);
-        // JMP [PAGE + 0x110]
-        page[code.len()..code.len() + 7].copy_from_slice(&[0xff, 0x24, 0x25, 0x10, 0x61, 0x45, 0x23]);
+        page[code.len()..code.len() + 7].copy_from_slice(&super::WAY_OUT);
         let mut out = start.clone();
         // SAFETY: the fixed mappings are ours and this thread holds the lock; `enter` keeps what the ABI says.
         unsafe {
-            std::ptr::copy_nonoverlapping(page.as_ptr(), CODE as *mut u8, page.len());
+            std::ptr::copy_nonoverlapping(page.as_ptr(), self.code, page.len());
             std::ptr::copy_nonoverlapping(start.memory.as_ptr(), DATA as *mut u8, DATA_LEN);
             std::ptr::copy_nonoverlapping(start.gpr.as_ptr(), word(0), 16);
-            *word(0x80) = start.rflags;
             *word(0x90) = NONE;
-            *word(0x108) = CODE;
+            (*word(0x130), *word(0x138)) = (start.fs_base, start.gs_base);
+            let frame = [
+                CODE,
+                super::generate::USER_CS.into(),
+                start.rflags,
+                start.gpr[4],
+                super::generate::USER_SS.into(),
+            ];
+            std::ptr::copy_nonoverlapping(frame.as_ptr(), word(0x180), 5);
             *word(0x110) = godwit_oracle_leave as *const () as u64;
             std::ptr::copy_nonoverlapping(image.as_ptr(), word(0x400).cast(), image.len());
             godwit_oracle_enter();
@@ -177,6 +259,10 @@ impl Native {
         let bytes8 = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().expect("8 bytes"));
         let bytes2 = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
         let there = image[512];
+        // SAFETY: as above.
+        let (error, cr2) = unsafe { (*word(0x98), *word(0xa0)) };
+        // SAFETY: as above.
+        (out.fs_base, out.gs_base) = unsafe { (*word(0x130), *word(0x138)) };
         out.rflags = rflags;
         out.rip = if trap == NONE { CODE + code.len() as u64 } else { rip };
         out.mxcsr = bytes8(24) as u32;
@@ -191,6 +277,12 @@ impl Native {
                 out.ymm[n][k] = if there >> (1 + k / 2) & 1 != 0 { bytes8(place(n, k)) } else { 0 };
             }
         }
-        Outcome { fault: (trap != NONE).then_some(trap as u32), state: out }
+        let coded = trap != NONE && matches!(trap, 8 | 10..=14 | 17);
+        Outcome {
+            fault: (trap != NONE).then_some(trap as u32),
+            error: if coded { super::error_code(trap as u32, error as u32, cr2) } else { 0 },
+            address: if trap == 14 { cr2 } else { 0 },
+            state: out,
+        }
     }
 }

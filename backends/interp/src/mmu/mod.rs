@@ -146,6 +146,12 @@ impl Cpu {
         Ok(())
     }
 
+    /// The same for an access that ends in another page than it begins in: both ends count before any translation.
+    fn bad_span(&mut self, va: u64, bytes: usize) -> Exec {
+        self.bad_address(va)?;
+        self.bad_address(va.wrapping_add(bytes as u64 - 1))
+    }
+
     /// Wraps what leaves 32 bits outside of 64-bit code.
     fn wrap(&self, va: u64) -> u64 {
         if self.long_code() { va } else { va & 0xffff_ffff }
@@ -208,6 +214,7 @@ impl Cpu {
     /// Raises what a write would, without writing.
     pub(crate) fn check_write(&mut self, va: u64, bytes: u64) -> Exec {
         let who = self.who();
+        self.bad_span(va, bytes as usize)?;
         self.place(va, Access::Write, who)?;
         if (va & PAGE_MASK) + bytes > PAGE_SIZE {
             let next = self.wrap((va & !PAGE_MASK).wrapping_add(PAGE_SIZE));
@@ -287,6 +294,7 @@ impl Cpu {
 
     fn read_across(&mut self, va: u64, into: &mut [u8], who: Who) -> Exec {
         let (first, next) = self.split(va, into.len());
+        self.bad_span(va, into.len().max(1))?;
         let a = self.place(va, Access::Read, who)?;
         let (head, tail) = into.split_at_mut(first);
         if tail.is_empty() {
@@ -301,6 +309,7 @@ impl Cpu {
 
     fn write_across(&mut self, va: u64, from: &[u8], who: Who) -> Exec {
         let (first, next) = self.split(va, from.len());
+        self.bad_span(va, from.len().max(1))?;
         let a = self.place(va, Access::Write, who)?;
         let (head, tail) = from.split_at(first);
         if tail.is_empty() {

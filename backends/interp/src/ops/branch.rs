@@ -325,7 +325,10 @@ fn call64<const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
             cpu.gpr[RSP] = sp;
             take::<NEAR>(cpu, op)
         }
-        Err(_) => cpu.abort(op),
+        Err(e) => {
+            cpu.stack_fault(e);
+            cpu.abort(op)
+        }
     }
 }
 

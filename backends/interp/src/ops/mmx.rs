@@ -289,13 +289,16 @@ ops! {
         let offset = cpu.gpr[RDI] & address_mask(op.asize);
         let at = cpu.linear(usize::from(op.seg), offset, 8, true)?;
         let chosen = |i: u64| mask >> (8 * i) & 0x80 != 0;
+        // The switch from x87 stands although a store faults, as found on the silicon.
+        cpu.enter_mmx();
+        // Its start is looked at whatever the mask, which the manual leaves open; as found on the silicon.
+        cpu.check_write(at, 1)?;
         for i in (0..8).filter(|i| chosen(*i)) {
             cpu.check_write(at.wrapping_add(i), 1)?;
         }
         for i in (0..8).filter(|i| chosen(*i)) {
             cpu.write(at.wrapping_add(i), (v >> (8 * i)) as u8)?;
         }
-        cpu.enter_mmx()
     }
 
     fn movq2dq(cpu, op) {
@@ -318,10 +321,11 @@ ops! {
             cpu.x87_wait()?;
         }
         let v = pair(source(cpu, op)?).map(|v| v as i32);
-        let r = numeric(cpu, |mx| cv::i32_to_f32(mx, v))?;
+        // The switch from x87 stands although the conversion ends in #XM, as found on the silicon.
         if !from_memory {
             cpu.enter_mmx();
         }
+        let r = numeric(cpu, |mx| cv::i32_to_f32(mx, v))?;
         let high = cpu.xmm_low(op.a).high();
         *cpu.xmm_low(op.a) = V128::from_halves(join(r), high)
     }
@@ -340,16 +344,16 @@ ops! {
     fn cvtps2pi(cpu, op) {
         cpu.x87_wait()?;
         let v = pair(source_xmm(cpu, op)?.low());
-        let r = numeric(cpu, |mx| cv::f32_to_i32(mx, v, op.c != 0))?;
         cpu.enter_mmx();
+        let r = numeric(cpu, |mx| cv::f32_to_i32(mx, v, op.c != 0))?;
         cpu.set_mm(op.a, join(r.map(|v| v as u32)))
     }
 
     fn cvtpd2pi(cpu, op) {
         cpu.x87_wait()?;
         let v = source_xmm(cpu, op)?.u64s();
-        let r = numeric(cpu, |mx| cv::f64_to_i32(mx, v, op.c != 0))?;
         cpu.enter_mmx();
+        let r = numeric(cpu, |mx| cv::f64_to_i32(mx, v, op.c != 0))?;
         cpu.set_mm(op.a, join(r.map(|v| v as u32)))
     }
 }

@@ -195,7 +195,9 @@ pub(super) fn operands(l: &mut Lower<'_>) {
         l.i.mnemonic(),
         M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa
     );
-    if strict || moves {
+    // SHA's own wait for no alignment, as found on the silicon.
+    let sha = l.i.cpuid_features().contains(&iced_x86::CpuidFeature::SHA);
+    if (strict || moves) && !sha {
         l.op.imm |= ALIGNED;
     }
 }

@@ -149,6 +149,9 @@ ops! {
     fn maskmovdqu(cpu, op) {
         let (mask, v) = (cpu.vec[usize::from(op.b & 15)].lo, cpu.vec[usize::from(op.c & 15)].lo);
         let start = cpu.gpr[RDI];
+        // Its start is looked at whatever the mask, which the manual leaves open; as found on the silicon.
+        let first = cpu.linear(usize::from(op.seg), start & address_mask(op.asize), 1, true)?;
+        cpu.check_write(first, 1)?;
         for check in [true, false] {
             for i in (0..16usize).filter(|i| mask.0[*i] & 0x80 != 0) {
                 let to = start.wrapping_add(i as u64) & address_mask(op.asize);
@@ -165,31 +168,34 @@ ops! {
         let (d, m) = (usize::from(op.a & 15), usize::from(op.b & 15));
         let index = cpu.vec[usize::from(op.c & 15)];
         let (old, given) = (cpu.vec[d], cpu.vec[m]);
-        let (mut r, mut mask) = (V256::ZERO, V256::ZERO);
+        let (mut r, mut mask) = (V256::ZERO, given);
         for i in 0..n {
             set_lane::<T>(&mut r, i, lane::<T>(&old, i));
-            if lane::<T>(&given, i) & T::TOP != 0 {
-                set_lane::<T>(&mut mask, i, T::MASK);
-            }
         }
-        let mut done = Ok(());
         for i in 0..n {
-            if lane::<T>(&mask, i) == 0 {
+            let wanted = lane::<T>(&given, i) & T::TOP != 0;
+            set_lane::<T>(&mut mask, i, 0);
+            if !wanted {
                 continue;
             }
             let by = (I::new(lane::<I>(&index, i)).s() as u64) << (op.scale & 3);
             match element(cpu, op, by, T::BYTES as u64, false).and_then(|at| cpu.read::<T>(at)) {
                 Ok(v) => set_lane::<T>(&mut r, i, v.z()),
                 Err(e) => {
-                    done = Err(e);
-                    break;
+                    // Lanes that nobody gathered are as they were, the upper ones too.
+                    for lane_done in 0..i {
+                        if lane::<T>(&given, lane_done) & T::TOP != 0 {
+                            set_lane::<T>(&mut cpu.vec[d], lane_done, lane::<T>(&r, lane_done));
+                        }
+                    }
+                    set_lane::<T>(&mut mask, i, lane::<T>(&given, i));
+                    cpu.vec[m] = mask;
+                    return Err(e);
                 }
             }
-            set_lane::<T>(&mut mask, i, 0);
         }
         cpu.vec[d] = r;
-        cpu.vec[m] = mask;
-        done?
+        cpu.vec[m] = V256::ZERO
     }
 
     fn string_index(cpu, op) {

@@ -49,7 +49,8 @@ impl Cpu {
         Ok(())
     }
 
-    fn stack_fault(&mut self, e: crate::op::Abort) -> crate::op::Abort {
+    /// A non-canonical stack pointer is #SS whatever segment the instruction's operand names.
+    pub(crate) fn stack_fault(&mut self, e: crate::op::Abort) -> crate::op::Abort {
         if std::mem::take(&mut self.exception.non_canonical) {
             self.exception.vector = 12;
         }
@@ -60,11 +61,12 @@ impl Cpu {
     pub(crate) fn peek_sized(&mut self, bytes: u8, depth: u64) -> Exec<u64> {
         let at = self.gpr[RSP].wrapping_add(depth);
         let at = self.stack_at(at, u64::from(bytes), false)?;
-        match bytes {
+        let v = match bytes {
             2 => self.read::<u16>(at).map(Int::z),
             4 => self.read::<u32>(at).map(Int::z),
             _ => self.read::<u64>(at),
-        }
+        };
+        v.map_err(|e| self.stack_fault(e))
     }
 
     /// Moves the stack pointer up.
@@ -77,7 +79,7 @@ fn push64<S: Src<u64>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
         let v = S::load(cpu, op)?;
         let sp = cpu.gpr[RSP].wrapping_sub(8);
-        cpu.write::<u64>(sp, v)?;
+        cpu.write::<u64>(sp, v).map_err(|e| cpu.stack_fault(e))?;
         cpu.gpr[RSP] = sp;
         Ok(())
     })

@@ -3,7 +3,7 @@
 use super::last_st;
 use crate::cpu::Cpu;
 use crate::decode::Lower;
-use crate::num::soft::{self, Env, F32, F64, F80, bcd};
+use crate::num::soft::{self, Env, F32, F64, F80, bcd, flag};
 use crate::num::x87math::{Constant, constant};
 use crate::op::{Exec, Flow, Handler, OpPtr};
 use crate::ops::operand::Addr;
@@ -75,7 +75,10 @@ fn fld<T: Source, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
         }
         let mut env = cpu.env();
         let v = v.extend(&mut env);
-        if cpu.retire(op, &mut env) {
+        // A denormal is loaded even where its exception is unmasked, as found on the silicon.
+        let invalid = env.flags & flag::IE & !env.masks != 0;
+        cpu.retire(op, &mut env);
+        if !invalid {
             cpu.push_st(v);
         }
         Ok(())

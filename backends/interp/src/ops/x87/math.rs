@@ -132,8 +132,8 @@ fn two<O: Two>(cpu: &mut Cpu, op: OpPtr) -> Flow {
         }
         let mut env = cpu.env();
         let v = O::run(&mut env, cpu.st(0), cpu.st(1));
-        // A NaN leaves the quotient's bits as they are.
-        if v.se & 0x7fff != 0x7fff {
+        // A NaN leaves the quotient's bits as they are, and so does an unmasked exception that comes before the result.
+        if v.se & 0x7fff != 0x7fff && !env.suppressed() {
             cpu.fpu.sw &= !O::CODES;
         }
         if cpu.retire(op, &mut env) {
