@@ -95,8 +95,13 @@ impl Program {
 
     /// Stores into the variable `at` the number that follows `NAME=` on the command line.
     pub(crate) fn option(&mut self, name: &str, default: u64, at: u64) -> Asm {
-        self.text(&format!("{name}="))?;
         self.a.mov(rax, default)?;
+        self.option_else_rax(name, at)
+    }
+
+    /// The same with RAX as what it is without the option.
+    pub(crate) fn option_else_rax(&mut self, name: &str, at: u64) -> Asm {
+        self.text(&format!("{name}="))?;
         self.a.call(self.option)?;
         self.a.mov(qword_ptr(at), rax)
     }

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn refuses_gaps_repeats_and_wrong_sums() {
         let mem = slice_hash(1u64.wrapping_sub(SLICES));
-        let sum = sum_after(0, 1, ALL_UNITS, mem);
+        let sum = sum_after(0, 1, BASE_UNITS, mem);
         let line = |n: u64, sum: u64| {
             format!("n={n:06} sum={sum:016x} mem={mem:016x} gap_us=0 max_gap_us=0 stall_us=0 units=31 ok")
         };

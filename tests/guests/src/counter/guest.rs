@@ -47,6 +47,8 @@ const TSC_ERROR: u32 = MEM_ERROR + 2;
 const LIVE: [AsmRegister64; 13] = [rbx, rcx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
 const XMMS: [AsmRegisterXmm; 16] =
     [xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15];
+const YMMS: [AsmRegisterYmm; 16] =
+    [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 
 fn word(block: u64, group: &Group, index: u64) -> u64 {
     block + (group.first + index) * 8
@@ -85,7 +87,17 @@ impl Counter {
         p.a.mov(qword_ptr(TICKS_A_LINE), rax)?;
         p.option("lines", 0, LINES)?;
         p.option("fill", 0, FILL_MIB)?;
-        p.option("units", ALL_UNITS, UNITS)?;
+        // The CPU's own, unless the command line says otherwise.
+        let mut no_avx = p.a.create_label();
+        p.a.mov(dword_ptr(SCRATCH), BASE_UNITS as u32)?;
+        p.a.mov(eax, 1)?;
+        p.a.cpuid()?;
+        p.a.bt(ecx, 28)?;
+        p.a.jnc(no_avx)?;
+        p.a.or(dword_ptr(SCRATCH), Unit::Avx as u32)?;
+        p.a.set_label(&mut no_avx)?;
+        p.a.mov(eax, dword_ptr(SCRATCH))?;
+        p.option_else_rax("units", UNITS)?;
         p.option("idle", 0, IDLE)?;
         p.print_field("counter: booted_by=", BOOTED_BY)?;
         p.print_field(" tsc_khz=", TSC_KHZ)?;
@@ -218,6 +230,17 @@ impl Counter {
         a.inc(ebx)?;
         a.cmp(ebx, MXCSR.first as u32)?;
         a.jb(value)?;
+        let mut high = a.create_label();
+        a.mov(ebx, YMM_HIGH.first as u32)?;
+        a.set_label(&mut high)?;
+        a.mov(rax, qword_ptr(N))?;
+        a.mov(ecx, ebx)?;
+        p.mix()?;
+        let a = &mut p.a;
+        a.mov(qword_ptr(rbx * 8 + EXPECTED as i32), rax)?;
+        a.inc(ebx)?;
+        a.cmp(ebx, (YMM_HIGH.first + YMM_HIGH.words) as u32)?;
+        a.jb(high)?;
         // x87: any mantissa with its top bit set; exponents of normal numbers, any sign.
         a.xor(ebx, ebx)?;
         a.set_label(&mut exponent)?;
@@ -258,7 +281,8 @@ impl Counter {
 
     /// Loads every register from the expected block, waits, and stores them into the found one.
     fn wait_with_live_registers(&mut self) -> Asm {
-        let (mut no_sse, mut no_x87) = (self.p.a.create_label(), self.p.a.create_label());
+        let (mut no_sse, mut no_avx, mut no_x87) =
+            (self.p.a.create_label(), self.p.a.create_label(), self.p.a.create_label());
         // Where they are not live, the arithmetic after the wait takes them from here.
         for group in [MXCSR, FCW] {
             self.p.a.mov(rax, qword_ptr(word(EXPECTED, &group, 0)))?;
@@ -271,6 +295,12 @@ impl Counter {
             a.movaps(register, xmmword_ptr(word(EXPECTED, &XMM, 2 * i)))?;
         }
         a.set_label(&mut no_sse)?;
+        self.skip_without(Unit::Avx, no_avx)?;
+        let a = &mut self.p.a;
+        for (i, register) in (0..).zip(YMMS) {
+            a.vinsertf128(register, register, xmmword_ptr(word(EXPECTED, &YMM_HIGH, 2 * i)), 1)?;
+        }
+        a.set_label(&mut no_avx)?;
         self.skip_without(Unit::X87, no_x87)?;
         let a = &mut self.p.a;
         a.fninit()?;
@@ -289,7 +319,13 @@ impl Counter {
         for (i, register) in (0..).zip(LIVE) {
             a.mov(qword_ptr(word(FOUND, &GENERAL, i)), register)?;
         }
-        let (mut no_sse, mut no_x87) = (a.create_label(), a.create_label());
+        let (mut no_sse, mut no_avx, mut no_x87) = (a.create_label(), a.create_label(), a.create_label());
+        self.skip_without(Unit::Avx, no_avx)?;
+        let a = &mut self.p.a;
+        for (i, register) in (0..).zip(YMMS) {
+            a.vextractf128(xmmword_ptr(word(FOUND, &YMM_HIGH, 2 * i)), register, 1)?;
+        }
+        a.set_label(&mut no_avx)?;
         self.skip_without(Unit::Sse, no_sse)?;
         let a = &mut self.p.a;
         for (i, register) in (0..).zip(XMMS) {

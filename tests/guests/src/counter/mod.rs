@@ -8,9 +8,9 @@
 //! ```
 //!
 //! - `n` goes up by one from 1. `sum` folds in, over all lines so far, the registers as they were
-//!   found after the wait (13 general, 16 XMM, MXCSR, 8 x87 registers and the control word, all
-//!   with values that change with every line), floating-point results under the live rounding
-//!   mode, and `mem`. `mem` is a hash over the 64 KiB slice of a 1 MiB pattern that this line
+//!   found after the wait (13 general, 16 XMM, the upper halves of 16 YMM, MXCSR, 8 x87 registers
+//!   and the control word, all with values that change with every line), floating-point results
+//!   under the live rounding mode, and `mem`. `mem` is a hash over the 64 KiB slice of a 1 MiB pattern that this line
 //!   verified and then rewrote.
 //! - `gap_us` is the time since the last line, `max_gap_us` the longest ever, `stall_us` the
 //!   longest stretch since the last line in which the program did not run at all (it looks at
@@ -19,7 +19,7 @@
 //!
 //! Options, on the kernel command line: `rate` (lines a second, 10), `lines` (then reset; 0, for
 //! ever), `fill` (MiB of RAM from 16 MiB up to fill with non-zero pages, verified 64 pages a
-//! line), `units` (31), `idle` (0: halt, but spin on every fourth line; 1: halt; 2: spin).
+//! line), `units` (31, and 32 for AVX where the CPU has it), `idle` (0: halt, but spin on every fourth line; 1: halt; 2: spin).
 
 mod checker;
 mod guest;
@@ -41,10 +41,12 @@ pub enum Unit {
     SseArithmetic = 8,
     /// x87 arithmetic under the live control word.
     X87Arithmetic = 16,
+    /// Upper halves of the YMM registers; only where CPUID has AVX.
+    Avx = 32,
 }
 
-/// All units.
-pub const ALL_UNITS: u64 = 31;
+/// The units that every x86-64 CPU has.
+pub const BASE_UNITS: u64 = 31;
 
 /// A run of 64-bit words in the state block that the guest compares and folds.
 struct Group {
@@ -61,10 +63,11 @@ const FCW: Group = Group { unit: Unit::X87, first: 47, words: 1, name: "fcw" };
 // Eight times 64 bits of mantissa, then sign and exponent.
 const X87: Group = Group { unit: Unit::X87, first: 48, words: 16, name: "x87" };
 const SSE_RESULTS: Group = Group { unit: Unit::SseArithmetic, first: 64, words: 3, name: "sse-arithmetic" };
+const YMM_HIGH: Group = Group { unit: Unit::Avx, first: 70, words: 32, name: "ymm" };
 const X87_RESULTS: Group = Group { unit: Unit::X87Arithmetic, first: 67, words: 2, name: "x87-arithmetic" };
 
 /// In the order of folding; the bit in the guest's set of errors is the place in this list.
-const GROUPS: [Group; 7] = [GENERAL, XMM, MXCSR, FCW, X87, SSE_RESULTS, X87_RESULTS];
+const GROUPS: [Group; 8] = [GENERAL, XMM, MXCSR, FCW, X87, SSE_RESULTS, X87_RESULTS, YMM_HIGH];
 
 /// Errors beyond those of [`GROUPS`], following them in the guest's set.
 const MORE_ERRORS: [&str; 3] = ["mem", "fill", "tsc"];

@@ -54,7 +54,7 @@ pub(crate) struct Config<'a> {
     pub print_and_reset: Option<&'a str>,
     /// LAPIC timer interrupts a second.
     pub ticks_per_second: u32,
-    /// With int3 and syscall for ring 3, AVX switched on where it is there, and small pages.
+    /// With int3 and syscall for ring 3, and small pages.
     pub bench: bool,
     /// With all other CPUs started.
     pub smp: bool,

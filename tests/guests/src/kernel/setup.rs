@@ -41,8 +41,9 @@ impl Assembler {
         self.out(0xa1, 0xff)?;
         self.enable_lapic()?;
         self.learn_frequencies()?;
+        self.enable_xsave()?;
         if config.bench {
-            self.enable_for_bench()?;
+            self.enable_syscall()?;
         }
 
         if config.smp {
@@ -73,10 +74,9 @@ impl Assembler {
         a.iretq()
     }
 
-    /// SYSCALL, and the XSAVE features that AVX takes, where CPUID offers them.
-    pub(super) fn enable_for_bench(&mut self) -> Asm {
+    /// SYSCALL, with the routine that answers it.
+    pub(super) fn enable_syscall(&mut self) -> Asm {
         let a = &mut self.a;
-        let (mut no_avx, mut done) = (a.create_label(), a.create_label());
         a.mov(ecx, EFER)?;
         a.rdmsr()?;
         a.or(eax, 1)?;
@@ -91,7 +91,13 @@ impl Assembler {
         a.wrmsr()?;
         a.mov(ecx, STAR + 3)?; // FMASK: interrupts off, for there is no stack
         a.mov(eax, 1 << 9)?;
-        a.wrmsr()?;
+        a.wrmsr()
+    }
+
+    /// XSAVE, with AVX where CPUID offers it.
+    pub(super) fn enable_xsave(&mut self) -> Asm {
+        let a = &mut self.a;
+        let (mut no_avx, mut done) = (a.create_label(), a.create_label());
         a.mov(eax, 1)?;
         a.cpuid()?;
         a.bt(ecx, 26)?; // XSAVE
