@@ -3,8 +3,7 @@
 //!
 //! `scripts/setup --tests` installs both; without them the tests say that they are skipped.
 
-use crate::guest::cached;
-use godwit_tests::harness::{PATIENCE, Process, Scratch, program};
+use godwit_tests::harness::{PATIENCE, Process, Scratch, cached, program};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 

@@ -1,26 +1,12 @@
 //! A Linux guest under the real program: from a config file, with an API socket, and what it prints.
 
-use godwit_tests::harness::{PATIENCE, Process, Scratch, program};
+use godwit_tests::harness::{PATIENCE, Process, Scratch, cached, program};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-/// Files in the cache folder of the set-up; `part` of `scripts/setup` brings them.
-pub(crate) fn cached<const N: usize>(names: [&str; N], part: &str) -> Result<[PathBuf; N], String> {
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = var("GODWIT_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("godwit")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))
-        .ok_or("no cache folder")?;
-    let paths = names.map(|n| cache.join(n));
-    match paths.iter().find(|p| !p.is_file()) {
-        Some(missing) => Err(format!("{} is missing: scripts/setup {part}", missing.display())),
-        None => Ok(paths),
-    }
-}
 
 /// Waits for something that is sure to come on a machine that is not stuck.
 pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {

@@ -26,10 +26,6 @@ mod source;
 mod switch;
 #[cfg(test)]
 mod tests;
-#[cfg(not(target_arch = "sparc64"))]
-mod tls;
-#[cfg(target_arch = "sparc64")]
-#[path = "no_tls.rs"]
 mod tls;
 mod transport;
 mod wire;

@@ -1,0 +1,105 @@
+//! Linux abroad: Debian's kernel boots here to a shell, a snapshot of it is restored at every stop, and the shell
+//! there does as it is told.
+
+use crate::host::{Hears, Host, Result, Stop, lock, say, title};
+use godwit_tests::harness::cached;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// What a guest has said at one stop.
+#[derive(Default)]
+struct Heard(String);
+
+impl Hears for Heard {
+    fn put(&mut self, _: &str, bytes: &[u8]) {
+        self.0.push_str(&String::from_utf8_lossy(bytes));
+    }
+}
+
+/// What is typed, and how its answer begins; the sum is over a file that the host has too.
+const TYPED: &str = "echo answer $((6 * 7)) $(uname -m) $(sha256sum < /bin/busybox)\n";
+
+fn answer() -> Result<String> {
+    let out =
+        Command::new("sh").args(["-c", "sha256sum < /bin/busybox"]).output().map_err(|e| e.to_string())?;
+    let sum = String::from_utf8_lossy(&out.stdout);
+    let sum = sum.split_whitespace().next().ok_or("no sha256sum of /bin/busybox here")?;
+    Ok(format!("answer 42 x86_64 {sum}"))
+}
+
+pub(crate) fn abroad(program: &Path, dir: &Path, stops: &[Stop]) -> Result<()> {
+    let [kernel, initrd] = match cached(["linux/bzImage", "initramfs.cpio.gz"], "--tests") {
+        Ok(images) => images,
+        Err(why) => {
+            say(&format!("SKIPPED Linux abroad: {why}"));
+            return Ok(());
+        }
+    };
+    let answer = answer()?;
+    let config = dir.join("linux.json");
+    let text = serde_json::json!({
+        "boot-source": { "kernel_image_path": kernel, "initrd_path": initrd, "boot_args": "console=ttyS0 reboot=k panic=1 quiet" },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": 128, "cpu_model": "x86-64-v3" }
+    });
+    std::fs::write(&config, text.to_string()).map_err(|e| e.to_string())?;
+
+    title("Linux boots here, on the interpreter");
+    let here = Stop::here(program, "interp");
+    let (api, began) = (dir.join("linux.sock"), Instant::now());
+    let heard = Arc::new(Mutex::new(Heard::default()));
+    let mut host = Host::start(&here, api, &["--config-file", &config.display().to_string()], &heard)?;
+    host.wait("while Linux was to boot", |_| {
+        lock(&heard).0.contains("GODWIT-INIT") && lock(&heard).0.ends_with("# ")
+    })?;
+    say(&format!("[{:>11}] a shell after {:.1} s", here.name, began.elapsed().as_secs_f64()));
+    let snapshot = dir.join("linux.snapshot");
+    let done = Command::new(program)
+        .args(["snapshot", "--api-sock"])
+        .arg(&host.api)
+        .arg(&snapshot)
+        .output()
+        .map_err(|e| e.to_string())?;
+    if !done.status.success() {
+        return Err(format!("godwit snapshot: {}", String::from_utf8_lossy(&done.stderr)));
+    }
+    drop(host);
+
+    title("Its snapshot is restored at every stop");
+    let mut everywhere = vec![here];
+    everywhere.extend_from_slice(stops);
+    for (n, stop) in everywhere.iter().enumerate() {
+        let (api, began) = (dir.join(format!("linux{n}.sock")), Instant::now());
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let mut host = Host::start(stop, api, &[], &heard)?;
+        host.wait("while its API was to answer", |_| host_api_is_there(dir, n))?;
+        let done = Command::new(program)
+            .args(["restore", "--api-sock"])
+            .arg(&host.api)
+            .arg(&snapshot)
+            .output()
+            .map_err(|e| e.to_string())?;
+        if !done.status.success() {
+            return Err(format!(
+                "godwit restore on {}: {}",
+                stop.name,
+                String::from_utf8_lossy(&done.stderr)
+            ));
+        }
+        let restored = began.elapsed();
+        host.type_in(TYPED)?;
+        host.wait("while the shell was to answer", |_| lock(&heard).0.contains(&answer))?;
+        say(&format!(
+            "[{:>11}] restored {:.1} s after its godwit was started; {:.1} s later: {answer}",
+            stop.name,
+            restored.as_secs_f64(),
+            (began.elapsed() - restored).as_secs_f64(),
+        ));
+    }
+    Ok(())
+}
+
+fn host_api_is_there(dir: &Path, n: usize) -> bool {
+    std::os::unix::net::UnixStream::connect(dir.join(format!("linux{n}.sock"))).is_ok()
+}
