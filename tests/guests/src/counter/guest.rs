@@ -90,10 +90,8 @@ impl Counter {
         // The CPU's own, unless the command line says otherwise.
         let mut no_avx = p.a.create_label();
         p.a.mov(dword_ptr(SCRATCH), BASE_UNITS as u32)?;
-        p.a.mov(eax, 1)?;
-        p.a.cpuid()?;
-        p.a.bt(ecx, 28)?;
-        p.a.jnc(no_avx)?;
+        p.a.cmp(byte_ptr(HAS_AVX), 0)?;
+        p.a.je(no_avx)?;
         p.a.or(dword_ptr(SCRATCH), Unit::Avx as u32)?;
         p.a.set_label(&mut no_avx)?;
         p.a.mov(eax, dword_ptr(SCRATCH))?;

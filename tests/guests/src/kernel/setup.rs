@@ -109,6 +109,7 @@ impl Assembler {
         a.bt(edi, 28)?; // AVX
         a.jnc(no_avx)?;
         a.mov(eax, 7)?;
+        a.mov(byte_ptr(HAS_AVX), 1)?;
         a.set_label(&mut no_avx)?;
         a.xor(ecx, ecx)?;
         a.xor(edx, edx)?;

@@ -27,7 +27,7 @@ impl Check {
             }
             Check::Busy if line.contains("BAD") => Err(line.to_owned()),
             Check::Busy if line.starts_with("busy n=") => {
-                let due = format!("busy n={:06} ", before + 1);
+                let due = format!("busy n={} ", before + 1);
                 match line.starts_with(&due) && line.ends_with(" ok") {
                     true => Ok(true),
                     false => Err(format!("{line:?} where {due:?} was due")),
