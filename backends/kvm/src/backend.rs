@@ -166,6 +166,18 @@ pub(crate) fn cpuid(features: Features, vcpu: u32, vcpus: u32, tsc_khz: u64) -> 
     CpuId::from_entries(&entries).map_err(|e| Error::Host(format!("CPUID table: {e:?}")))
 }
 
+/// What the log says of a KVM that shows the guest features beyond those it was given; none is as it should be.
+pub(crate) fn beyond(shown: &CpuId, features: Features) -> Option<String> {
+    let extra = host_features(shown.as_slice(), false).missing_in(features);
+    let names: Vec<_> = extra.iter().map(|f| f.name()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "this host's KVM shows the guest CPU features beyond its model: {}; a guest that uses them goes on nowhere else",
+            names.join(", ")
+        )
+    })
+}
+
 fn spare_vm(host: &HostKvm) -> Result<VmFd> {
     let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).take();
     match spare {

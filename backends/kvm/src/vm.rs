@@ -10,8 +10,9 @@ use crate::{backend, ext};
 use godwit_sdk::abi::GUEST_PAGE_SIZE;
 use godwit_sdk::state::ClockV1;
 use godwit_sdk::state::model::{Feature, Features};
-use godwit_sdk::{Error, Host, MemorySlot, MsiRoute, Result, Vm, VmConfig};
+use godwit_sdk::{LogLevel, Error, Host, MemorySlot, MsiRoute, Result, Vm, VmConfig};
 use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES,
     KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_SPLIT_IRQCHIP,
     KVM_IRQ_ROUTING_MSI, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KvmIrqRouting, kvm_enable_cap,
     kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
@@ -368,6 +369,12 @@ impl Vm for KvmVm {
         let tsc_khz = lock(&inner.time).announced_khz();
         let table = backend::cpuid(inner.features, id, inner.vcpu_count, tsc_khz)?;
         fd.set_cpuid2(&table).map_err(failed("KVM_SET_CPUID2"))?;
+        if id == 0 {
+            let shown = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?;
+            if let Some(warning) = backend::beyond(&shown, inner.features) {
+                inner.host.log(LogLevel::Warn, &warning);
+            }
+        }
         if inner.kvm.enforce_pv {
             // Else a guest could turn on paravirtual features whose state nobody saves.
             let mut enable =

@@ -123,8 +123,13 @@ fn flat(file: &[u8]) -> Option<Vec<u8>> {
 
 /// The guest: the program over a kernel with the handlers it asks for.
 pub fn image(program: &Program) -> Result<Vec<u8>, crate::Error> {
-    let config =
-        Config { print_and_reset: None, ticks_per_second: TICKS_PER_SECOND, bench: true, smp: false };
+    let config = Config {
+        print_and_reset: None,
+        ticks_per_second: TICKS_PER_SECOND,
+        bench: true,
+        xsave: true,
+        smp: false,
+    };
     let kernel = kernel::build(&config).map_err(crate::Error::Assemble)?;
     let segments = [
         Segment { gpa: KERNEL, bytes: kernel.bytes, executable: true },

@@ -14,6 +14,7 @@ pub(crate) fn build() -> Result<Vec<u8>, IcedError> {
         print_and_reset: Some(TEXT),
         ticks_per_second: 100,
         bench: false,
+        xsave: false,
         smp: false,
     })?;
     let segment = Segment { gpa: KERNEL, bytes: kernel.bytes, executable: true };

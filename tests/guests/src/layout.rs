@@ -81,8 +81,6 @@ pub const BOOTED_BY: u64 = SHARED + 0x38;
 
 /// CPUs that have entered ring 0 (guests that start more than one).
 pub const CPUS: u64 = SHARED + 0x48;
-/// Whether AVX may be used: asked in ring 0, since a host may run ring 3's CPUID on its own CPU.
-pub const HAS_AVX: u64 = SHARED + 0x50;
 
 /// Variables of the program, zero at start.
 pub const VARS: u64 = 0x60_1000;

@@ -39,6 +39,11 @@ pub const GUESTS: &[Guest] = &[
         build: counter::build,
     },
     Guest {
+        name: "counter-avx",
+        about: "the counter with AVX, for CPUs that have it (x86-64-v3)",
+        build: counter::build_avx,
+    },
+    Guest {
         name: "dirtier",
         about: "writes and verifies pages at a set rate: mib= pages_per_s= (0: full) lines=",
         build: dirtier::build,

@@ -95,13 +95,8 @@ impl Program {
 
     /// Stores into the variable `at` the number that follows `NAME=` on the command line.
     pub(crate) fn option(&mut self, name: &str, default: u64, at: u64) -> Asm {
-        self.a.mov(rax, default)?;
-        self.option_else_rax(name, at)
-    }
-
-    /// The same with RAX as what it is without the option.
-    pub(crate) fn option_else_rax(&mut self, name: &str, at: u64) -> Asm {
         self.text(&format!("{name}="))?;
+        self.a.mov(rax, default)?;
         self.a.call(self.option)?;
         self.a.mov(qword_ptr(at), rax)
     }
@@ -300,15 +295,20 @@ impl Program {
 
     /// The guest's ELF file.
     pub(crate) fn finish(self) -> Asm<Vec<u8>> {
-        self.finish_for(false)
+        self.finish_for(false, false)
+    }
+
+    /// The ELF file of a guest whose program may use AVX, where the CPU has it.
+    pub(crate) fn finish_avx(self) -> Asm<Vec<u8>> {
+        self.finish_for(true, false)
     }
 
     /// The ELF file of a guest whose program all CPUs enter, with their number in RBX.
     pub(crate) fn finish_smp(self) -> Asm<Vec<u8>> {
-        self.finish_for(true)
+        self.finish_for(false, true)
     }
 
-    fn finish_for(mut self, smp: bool) -> Asm<Vec<u8>> {
+    fn finish_for(mut self, xsave: bool, smp: bool) -> Asm<Vec<u8>> {
         self.puts_routine()?;
         self.number_routines()?;
         self.option_routine()?;
@@ -321,6 +321,7 @@ impl Program {
             print_and_reset: None,
             ticks_per_second: TICKS_PER_SECOND,
             bench: false,
+            xsave,
             smp,
         })?;
         let segments = [

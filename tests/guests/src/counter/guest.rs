@@ -56,6 +56,8 @@ fn word(block: u64, group: &Group, index: u64) -> u64 {
 
 struct Counter {
     p: Program,
+    /// What takes part unless the command line says otherwise.
+    units: u64,
     check: CodeLabel,
     arithmetic: CodeLabel,
     pattern: CodeLabel,
@@ -87,15 +89,7 @@ impl Counter {
         p.a.mov(qword_ptr(TICKS_A_LINE), rax)?;
         p.option("lines", 0, LINES)?;
         p.option("fill", 0, FILL_MIB)?;
-        // The CPU's own, unless the command line says otherwise.
-        let mut no_avx = p.a.create_label();
-        p.a.mov(dword_ptr(SCRATCH), BASE_UNITS as u32)?;
-        p.a.cmp(byte_ptr(HAS_AVX), 0)?;
-        p.a.je(no_avx)?;
-        p.a.or(dword_ptr(SCRATCH), Unit::Avx as u32)?;
-        p.a.set_label(&mut no_avx)?;
-        p.a.mov(eax, dword_ptr(SCRATCH))?;
-        p.option_else_rax("units", UNITS)?;
+        p.option("units", self.units, UNITS)?;
         p.option("idle", 0, IDLE)?;
         p.print_field("counter: booted_by=", BOOTED_BY)?;
         p.print_field(" tsc_khz=", TSC_KHZ)?;
@@ -670,13 +664,21 @@ impl Counter {
     }
 }
 
-pub(crate) fn build() -> Asm<Vec<u8>> {
+fn counter(units: u64) -> Asm<Counter> {
     let mut p = Program::new()?;
     let (check, arithmetic, pattern) = (p.a.create_label(), p.a.create_label(), p.a.create_label());
-    let mut counter = Counter { p, check, arithmetic, pattern };
+    let mut counter = Counter { p, units, check, arithmetic, pattern };
     counter.main()?;
     counter.arithmetic_routine()?;
     counter.check_routine()?;
     counter.pattern_routine()?;
-    counter.p.finish()
+    Ok(counter)
+}
+
+pub(crate) fn build() -> Asm<Vec<u8>> {
+    counter(BASE_UNITS)?.p.finish()
+}
+
+pub(crate) fn build_avx() -> Asm<Vec<u8>> {
+    counter(BASE_UNITS | Unit::Avx as u64)?.p.finish_avx()
 }

@@ -56,6 +56,8 @@ pub(crate) struct Config<'a> {
     pub ticks_per_second: u32,
     /// With int3 and syscall for ring 3, and small pages.
     pub bench: bool,
+    /// With XSAVE and AVX switched on where CPUID has them.
+    pub xsave: bool,
     /// With all other CPUs started.
     pub smp: bool,
 }

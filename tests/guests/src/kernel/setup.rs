@@ -41,7 +41,9 @@ impl Assembler {
         self.out(0xa1, 0xff)?;
         self.enable_lapic()?;
         self.learn_frequencies()?;
-        self.enable_xsave()?;
+        if config.xsave {
+            self.enable_xsave()?;
+        }
         if config.bench {
             self.enable_syscall()?;
         }
@@ -109,7 +111,6 @@ impl Assembler {
         a.bt(edi, 28)?; // AVX
         a.jnc(no_avx)?;
         a.mov(eax, 7)?;
-        a.mov(byte_ptr(HAS_AVX), 1)?;
         a.set_label(&mut no_avx)?;
         a.xor(ecx, ecx)?;
         a.xor(edx, edx)?;

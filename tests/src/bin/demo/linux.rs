@@ -100,6 +100,10 @@ pub(crate) fn abroad(program: &Path, dir: &Path, stops: &[Stop]) -> Result<()> {
     Ok(())
 }
 
+fn at_prompt(said: &str) -> bool {
+    said.split_once("GODWIT-INIT").is_some_and(|(_, after)| after.contains("# "))
+}
+
 fn host_api_is_there(dir: &Path, n: usize) -> bool {
     std::os::unix::net::UnixStream::connect(dir.join(format!("linux{n}.sock"))).is_ok()
 }

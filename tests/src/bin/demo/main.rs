@@ -5,7 +5,7 @@
 //!
 //! With `--stop NAME=COMMAND` (as often as wanted; run by `scripts/tour`) the guest goes to the interpreter of each such
 //! godwit instead, over TCP with TLS: builds for other CPU architectures, under emulation. `--guest disk` sends the guest
-//! that reads and writes a disk, `--model NAME` gives it another CPU, `--lines N` is how long it stays.
+//! that reads and writes a disk, `--guest avx` the one with AVX, and so on; `--lines N` is how long it stays.
 
 mod host;
 mod linux;
@@ -27,6 +27,8 @@ const DISK_BYTES: u64 = 1 << 20;
 enum Guest {
     /// The counter: registers, memory, time.
     Counter,
+    /// The counter with AVX, on a CPU that has it.
+    Avx,
     /// The busy guest: memory, arithmetic, and a disk on which it verifies what it wrote.
     Disk,
     /// A snapshot of Linux at its shell, restored at every stop.
@@ -106,7 +108,8 @@ fn write_guest(dir: &Path, options: &Options) -> Result<PathBuf> {
         let program = bench::compile_virtio(dir)?;
         bench::image(&program).map_err(|e| e.to_string())?
     } else {
-        godwit_guests::build("counter").map_err(|e| e.to_string())?
+        let name = if options.guest == Guest::Avx { "counter-avx" } else { "counter" };
+        godwit_guests::build(name).map_err(|e| e.to_string())?
     };
     std::fs::write(&kernel, elf).map_err(failed)?;
     let path = dir.join("guest.json");
@@ -118,7 +121,7 @@ fn demo(dir: &Path, options: &Options) -> Result<()> {
     let Options { stops, guest, model, lines: stay } = options;
     let program = std::env::current_exe().map_err(|e| e.to_string())?.with_file_name("godwit");
     let check = match guest {
-        Guest::Counter => Check::Counter(Checker::new()),
+        Guest::Counter | Guest::Avx => Check::Counter(Checker::new()),
         Guest::Disk => Check::Busy,
         Guest::Linux => return linux::abroad(&program, dir, stops),
     };
@@ -211,8 +214,7 @@ fn demo(dir: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-const USAGE: &str =
-    "usage: godwit-demo [--stop NAME=COMMAND]... [--guest counter|disk|linux] [--model NAME] [--lines N]
+const USAGE: &str = "usage: godwit-demo [--stop NAME=COMMAND]... [--guest counter|avx|disk|linux] [--lines N]
 Moves a guest live between CPU backends; scripts/demo and scripts/tour build everything and run it.";
 
 fn arguments() -> Result<Options> {
@@ -224,9 +226,12 @@ fn arguments() -> Result<Options> {
         match arg.as_str() {
             "--stop" => options.stops.push(Stop::parse(&value)?),
             "--guest" if value == "counter" => options.guest = Guest::Counter,
+            "--guest" if value == "avx" => {
+                options.guest = Guest::Avx;
+                options.model = "x86-64-v3".into();
+            }
             "--guest" if value == "disk" => options.guest = Guest::Disk,
             "--guest" if value == "linux" => options.guest = Guest::Linux,
-            "--model" => options.model = value,
             "--lines" => options.lines = value.parse().map_err(|e| format!("--lines {value}: {e}"))?,
             _ => return Err(USAGE.into()),
         }
