@@ -50,9 +50,7 @@ pub(crate) fn abroad(program: &Path, dir: &Path, stops: &[Stop]) -> Result<()> {
     let (api, began) = (dir.join("linux.sock"), Instant::now());
     let heard = Arc::new(Mutex::new(Heard::default()));
     let mut host = Host::start(&here, api, &["--config-file", &config.display().to_string()], &heard)?;
-    host.wait("while Linux was to boot", |_| {
-        lock(&heard).0.contains("GODWIT-INIT") && lock(&heard).0.ends_with("# ")
-    })?;
+    host.wait("while Linux was to boot", |_| at_prompt(&lock(&heard).0))?;
     say(&format!("[{:>11}] a shell after {:.1} s", here.name, began.elapsed().as_secs_f64()));
     let snapshot = dir.join("linux.snapshot");
     let done = Command::new(program)
