@@ -95,7 +95,7 @@ fn bad(why: impl Into<String>) -> Response {
 }
 
 /// Members that are lists.
-const LISTS: [&str; 3] = ["network_overrides", "drive_overrides", "network_interfaces"];
+const LISTS: [&str; 4] = ["network_overrides", "drive_overrides", "network_interfaces", "move_disks"];
 
 /// The name of an array that is not one of [`LISTS`].
 fn stray_array<'a>(name: &'a str, value: &'a Value) -> Option<&'a str> {
