@@ -33,11 +33,19 @@ fn clones_of_a_snapshot_draw_different_random_numbers() {
     vm.ask("PUT", "/snapshot/create", json!({"snapshot_path": state, "mem_file_path": memory}));
     drop(vm);
 
+    let load = || {
+        json!({"snapshot_path": state, "resume_vm": true,
+               "mem_backend": {"backend_type": "File", "backend_path": memory}})
+    };
     let forked = |clone: &str| {
         let vm = debian.start(&scratch, clone, None);
-        let load = json!({"snapshot_path": state, "mem_backend": {"backend_type": "File", "backend_path": memory},
-                          "resume_vm": true});
-        vm.ask("PUT", "/snapshot/load", load);
+        // A disk that is gone is named, and nothing is lost: with it the same process takes the guest.
+        let (root, away) = (scratch.path("root.ext4"), scratch.path("away"));
+        std::fs::rename(&root, &away).unwrap();
+        let why = vm.refused("PUT", "/snapshot/load", load());
+        assert!(why.contains("drive root") && why.contains("root.ext4"), "{why}");
+        std::fs::rename(&away, &root).unwrap();
+        vm.ask("PUT", "/snapshot/load", load());
         let mut drawn = String::new();
         until("the clone says that it knows of the fork", || {
             let lines = vm.process.lines();

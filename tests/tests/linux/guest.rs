@@ -100,6 +100,23 @@ pub(crate) struct Guest {
 impl Guest {
     /// Sends a request: the answer's body. It must succeed.
     pub(crate) fn ask(&self, method: &str, path: &str, body: Value) -> Value {
+        let answer = self.exchange(method, path, &body);
+        assert!(
+            answer.starts_with("HTTP/1.1 20"),
+            "{method} {path} {body}: {answer}; {}",
+            self.process.err()
+        );
+        serde_json::from_str(answer.split_once("\r\n\r\n").map_or("", |(_, b)| b)).unwrap_or(Value::Null)
+    }
+
+    /// Sends a request that must be refused: the whole answer.
+    pub(crate) fn refused(&self, method: &str, path: &str, body: Value) -> String {
+        let answer = self.exchange(method, path, &body);
+        assert!(answer.starts_with("HTTP/1.1 400"), "{method} {path} {body}: {answer}");
+        answer
+    }
+
+    fn exchange(&self, method: &str, path: &str, body: &Value) -> String {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -107,12 +124,7 @@ impl Guest {
         write!(stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).unwrap();
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
-        assert!(
-            answer.starts_with("HTTP/1.1 20"),
-            "{method} {path} {body}: {answer}; {}",
-            self.process.err()
-        );
-        serde_json::from_str(answer.split_once("\r\n\r\n").map_or("", |(_, b)| b)).unwrap_or(Value::Null)
+        answer
     }
 
     /// What the guest said after "CHECK name", when it has.

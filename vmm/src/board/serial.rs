@@ -1,7 +1,8 @@
 //! The serial port (16550A) with FIFOs and interrupts.
 //!
-//! Output goes out byte by byte as the host takes it; what it does not take waits here, and the transmitter then reads
-//! as busy, so that a guest that looks waits and a guest that does not loses nothing within reason.
+//! Output goes out as the host takes it, which may gather a stream of bytes for a moment; what it does not take waits here,
+//! and the transmitter then reads as busy, so that a guest that looks waits and a guest that does not loses nothing within
+//! reason.
 
 use super::bus::BusDevice;
 use super::irq::IrqLine;
@@ -75,6 +76,19 @@ impl Section for SerialV1 {
 pub trait Output: Send {
     /// Takes bytes from the front without waiting: how many.
     fn put(&mut self, bytes: &[u8]) -> usize;
+
+    /// Some of what it took is gathered, and waits for [`Self::flush`].
+    fn gathered(&self) -> bool {
+        false
+    }
+
+    /// Passes on what is gathered, as far as that goes without waiting.
+    fn flush(&mut self) {}
+
+    /// Gives back what it took and has not passed on.
+    fn give_back(&mut self) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 /// Output that goes nowhere.
@@ -193,11 +207,26 @@ impl Serial {
 
     /// Output waits for the host.
     pub fn blocked(&self) -> bool {
+        !self.pending.is_empty() || self.output.gathered()
+    }
+
+    /// The host does not keep up: more is not gathered but held here.
+    pub fn stalled(&self) -> bool {
         !self.pending.is_empty()
+    }
+
+    /// Nothing is gathered any more: what the host has not taken is part of the port's state from now on.
+    pub fn settle(&mut self) {
+        self.flush();
+        for byte in self.output.give_back().into_iter().rev() {
+            self.pending.push_front(byte);
+        }
+        self.pending.truncate(MAX_OUTPUT);
     }
 
     /// Gives the host what it will take now.
     pub fn flush(&mut self) {
+        self.output.flush();
         while !self.pending.is_empty() {
             let n = self.output.put(self.pending.as_slices().0);
             if n == 0 {
@@ -219,13 +248,17 @@ impl Serial {
             } else {
                 self.overrun = true;
             }
-        } else if !self.pending.is_empty() || self.output.put(&[byte]) == 0 {
-            if self.pending.len() < MAX_OUTPUT {
+        } else {
+            let gathered = self.output.gathered();
+            let stalled = self.stalled() || self.output.put(&[byte]) == 0;
+            if stalled && self.pending.len() < MAX_OUTPUT {
                 self.pending.push_back(byte);
             } else {
                 self.counts.lost += 1;
             }
-            if let Some(call) = &self.room {
+            if (stalled || (!gathered && self.output.gathered()))
+                && let Some(call) = &self.room
+            {
                 call();
             }
         }
@@ -275,7 +308,7 @@ impl Serial {
     }
 
     fn lsr(&mut self) -> u8 {
-        if self.blocked() {
+        if self.stalled() {
             self.flush();
         }
         let data = if self.input.is_empty() { 0 } else { LSR_DATA };

@@ -69,6 +69,7 @@ fn decoders() -> Vec<(&'static str, u32, Decoder)> {
         known::<board::rtc::RtcV1>(),
         known::<board::i8042::I8042V1>(),
         known::<board::serial::SerialV1>(),
+        known::<board::generation::GenerationV1>(),
         known::<SnapshotMemoryV1>(),
         known::<SnapshotDevicesV1>(),
     ]

@@ -138,12 +138,13 @@ impl Receive {
         let here = std::sync::Arc::clone(&arrived);
         signals::watch(move || {
             if here.load(std::sync::atomic::Ordering::SeqCst) {
-                quit.quit();
+                let _ = quit.quit();
             } else {
                 // Nothing runs here yet, so nothing is lost; the sender sees the connection close.
                 if let Address::Unix(path) = &waiting {
                     let _ = std::fs::remove_file(path);
                 }
+                terminal::restore();
                 std::process::exit(exit::OK.into());
             }
         })

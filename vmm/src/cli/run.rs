@@ -263,7 +263,16 @@ impl Common {
         }
         let handle = control.handle();
         let quit = handle.clone();
-        signals::watch(move || quit.quit()).map_err(fatal(exit::ERROR))?;
+        let socket = self.api_sock.clone().filter(|_| !self.no_api);
+        let leave = move || {
+            if !quit.quit() {
+                // No guest has run yet, so nothing is lost.
+                terminal::restore();
+                let _ = socket.as_ref().map(std::fs::remove_file);
+                std::process::exit(exit::OK.into());
+            }
+        };
+        signals::watch(leave).map_err(fatal(exit::ERROR))?;
         let api = match &self.api_sock {
             Some(path) if !self.no_api => {
                 let text = |e: io::Error| Fatal(format!("API socket {}: {e}", path.display()), exit::ERROR);

@@ -1,8 +1,9 @@
-//! SIGINT, SIGTERM and SIGHUP end the machine cleanly: a thread of their own waits for them.
+//! SIGINT, SIGTERM, SIGQUIT and SIGHUP end the machine cleanly; after SIGCONT the terminal is made raw again. A thread of their
+//! own waits for them.
 
 use std::io;
 
-const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+const SIGNALS: [libc::c_int; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP, libc::SIGCONT];
 
 fn set() -> libc::sigset_t {
     // SAFETY: an all-zero set is valid memory, and sigemptyset makes it an empty set.
@@ -26,14 +27,17 @@ pub(super) fn block() -> io::Result<()> {
     }
 }
 
-/// Calls `quit` at each of them.
+/// Calls `quit` at each that is to end the machine.
 pub(super) fn watch(quit: impl Fn() + Send + 'static) -> io::Result<()> {
     let wait = move || {
         let set = set();
         let mut signal = 0;
         // SAFETY: both are valid; the signals are blocked in all threads.
         while unsafe { libc::sigwait(&set, &mut signal) } == 0 {
-            quit();
+            match signal {
+                libc::SIGCONT => super::terminal::again(),
+                _ => quit(),
+            }
         }
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)

@@ -4,12 +4,7 @@ use super::{Control, Denied, DeviceUpdate};
 use crate::config::{DriveUpdate, NetUpdate};
 use crate::machine::Machine;
 use crate::virtio::balloon::{Balloon, BalloonConfig, BalloonStats};
-use crate::virtio::slots::Shared;
-use std::sync::{Mutex, MutexGuard};
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(|e| e.into_inner())
-}
+use crate::virtio::slots::{Shared, lock_device};
 
 fn failed(e: impl std::fmt::Display) -> Denied {
     Denied::Failed(e.to_string())
@@ -31,14 +26,16 @@ impl Control {
     /// The balloon's configuration, before and after the start.
     pub(super) fn balloon(&self) -> Result<BalloonConfig, Denied> {
         match &self.machine {
-            Some(_) => Ok(lock(self.balloon_device()?).device().current_config().clone()),
+            Some(_) => {
+                Ok(lock_device(self.balloon_device()?).map_err(failed)?.device().current_config().clone())
+            }
             None => self.config.devices.balloon.clone().ok_or_else(|| missing("balloon")),
         }
     }
 
     /// What the guest says.
     pub(super) fn balloon_stats(&self) -> Result<BalloonStats, Denied> {
-        let stats = lock(self.balloon_device()?).device().statistics();
+        let stats = lock_device(self.balloon_device()?).map_err(failed)?.device().statistics();
         stats.ok_or_else(|| failed("the balloon was configured without stats_polling_interval_s"))
     }
 
@@ -49,7 +46,7 @@ impl Control {
             DeviceUpdate::Net(update) => self.update_net(&update),
             DeviceUpdate::Balloon(update) => {
                 {
-                    let mut balloon = lock(self.balloon_device()?);
+                    let mut balloon = lock_device(self.balloon_device()?).map_err(failed)?;
                     balloon.device_mut().set_target(update.amount_mib).map_err(failed)?;
                     balloon.config_changed();
                 }
@@ -61,7 +58,7 @@ impl Control {
             DeviceUpdate::BalloonStats(update) => {
                 let seconds = update.stats_polling_interval_s;
                 {
-                    let mut balloon = lock(self.balloon_device()?);
+                    let mut balloon = lock_device(self.balloon_device()?).map_err(failed)?;
                     let on = balloon.device().current_config().stats_polling_interval_s > 0;
                     if on != (seconds > 0) {
                         let why =
@@ -85,7 +82,7 @@ impl Control {
         let mut config = self.config.devices.drives[place].clone();
         {
             let drive = self.there()?.slots().drive(id).ok_or_else(no_drive)?;
-            let mut drive = lock(drive);
+            let mut drive = lock_device(drive).map_err(failed)?;
             if let Some(path) = &update.path_on_host {
                 config.path_on_host = Some(path.clone());
                 drive.device_mut().replace_disk(&config).map_err(failed)?;
@@ -106,7 +103,7 @@ impl Control {
         let no_net = || missing(&format!("network interface {id}"));
         {
             let net = self.there()?.slots().interface(id).ok_or_else(no_net)?;
-            let mut net = lock(net);
+            let mut net = lock_device(net).map_err(failed)?;
             net.device_mut()
                 .update_limiters(update.rx_rate_limiter.as_ref(), update.tx_rate_limiter.as_ref());
             net.kick();

@@ -3,6 +3,7 @@
 use super::{Action, Denied, Outcome, Requests};
 use crate::machine::{Event, EventSink, Machine};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// Work with the machine.
@@ -19,12 +20,19 @@ pub(super) enum Message {
 
 /// Sends requests to the control thread. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle(Sender<Message>, Requests);
+pub struct Handle(Sender<Message>, Requests, Arc<Life>);
+
+/// What a signal must know of the control thread while that is busy.
+#[derive(Default)]
+struct Life {
+    building: AtomicBool,
+    quitting: AtomicBool,
+}
 
 impl Handle {
     pub(super) fn pair() -> (Handle, Receiver<Message>) {
         let (sender, receiver) = channel();
-        (Handle(sender, Requests::default()), receiver)
+        (Handle(sender, Requests::default(), Arc::default()), receiver)
     }
 
     /// Has an action done and waits for the answer.
@@ -42,9 +50,21 @@ impl Handle {
         &self.1
     }
 
-    /// Asks for the end, without waiting.
-    pub fn quit(&self) {
+    /// Asks for the end, without waiting. False: a machine is being built, however long that takes, and no guest has run
+    /// yet; the process may as well end at once.
+    pub fn quit(&self) -> bool {
+        self.2.quitting.store(true, Ordering::SeqCst);
+        if self.2.building.load(Ordering::SeqCst) {
+            return false;
+        }
         let _ = self.0.send(Message::Quit);
+        true
+    }
+
+    /// Says that a machine is being built, or no longer. False: the end was asked for before.
+    pub(super) fn building(&self, yes: bool) -> bool {
+        self.2.building.store(yes, Ordering::SeqCst);
+        !self.2.quitting.load(Ordering::SeqCst)
     }
 
     /// Where a machine's events go.

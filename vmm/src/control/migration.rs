@@ -162,7 +162,7 @@ impl Worker {
                 }
                 // The answer that carries the report is still on its way to the client.
                 std::thread::sleep(Duration::from_millis(20));
-                self.migrations.0.handle.quit();
+                let _ = self.migrations.0.handle.quit();
             }
             migrate::Outcome::Stayed { error, stuck, .. } => {
                 eprintln!("godwit: the guest has not moved to {}: {error}", self.address);

@@ -354,8 +354,8 @@ impl Control {
                 };
                 snapshot::create(machine, &self.config, &request).map(|()| Outcome::Done)
             }
-            Action::Load(request) => self.load(&request).map(|()| Outcome::Done),
-            Action::Start => self.start().map(|()| Outcome::Done),
+            Action::Load(request) => self.building(|c| c.load(&request)),
+            Action::Start => self.building(Self::start),
             Action::Pause => {
                 self.machine()?.pause().map_err(failed)?;
                 self.stage = Stage::Paused;
@@ -386,6 +386,13 @@ impl Control {
             checked.map_err(|e| Denied::Failed(e.to_string()))?;
         }
         part.apply(&mut self.config).map_err(|e| Denied::Failed(e.to_string()))
+    }
+
+    /// A machine is built, unless the end was asked for.
+    fn building(&mut self, build: impl FnOnce(&mut Self) -> Result<(), Denied>) -> Result<Outcome, Denied> {
+        let built = if self.handle.building(true) { build(self) } else { Err(Denied::Ended) };
+        self.handle.building(false);
+        built.map(|()| Outcome::Done)
     }
 
     fn start(&mut self) -> Result<(), Denied> {

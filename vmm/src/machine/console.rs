@@ -3,15 +3,19 @@
 use super::{Event, EventSink};
 use crate::board::serial::{Nowhere, Output, Serial};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 /// The escape key: Ctrl-A. Then `x` ends the machine, another Ctrl-A types one.
 const ESCAPE: u8 = 1;
+/// How long a stream of output is gathered before it is passed on.
+const GATHER: Duration = Duration::from_millis(1);
+/// When output that the host did not take is offered again.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// Both directions of a machine's console.
 pub struct Console {
@@ -27,41 +31,6 @@ impl Default for Console {
     /// Nobody types, nobody listens.
     fn default() -> Self {
         Console { input: None, output: Box::new(Nowhere), escape: false }
-    }
-}
-
-/// Output to a file, pipe or terminal, as far as it takes it without waiting.
-pub struct HostOutput {
-    file: File,
-    ready: bool,
-}
-
-impl HostOutput {
-    /// Output to `file`.
-    pub fn new(file: File) -> Self {
-        // Regular files take everything; others are asked first.
-        let ready = file.metadata().is_ok_and(|m| m.is_file());
-        HostOutput { file, ready }
-    }
-}
-
-impl Output for HostOutput {
-    fn put(&mut self, bytes: &[u8]) -> usize {
-        if !self.ready {
-            let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
-            match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-                Ok(0) | Err(_) => return 0,
-                Ok(_) => {}
-            }
-        }
-        // A pipe that is writable takes a page; a terminal may take less, so one byte at a time is safe for both.
-        let n = if self.ready { bytes.len() } else { bytes.len().min(1) };
-        match rustix::io::write(&self.file, &bytes[..n]) {
-            Ok(n) => n,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
-            // Nobody listens any more: the guest goes on.
-            Err(_) => bytes.len(),
-        }
     }
 }
 
@@ -158,7 +127,19 @@ impl ConsoleInput {
         let again = serial.blocked();
         drop(serial);
         if again {
-            let _ = self.retry.reset(std::time::Duration::from_millis(5), None);
+            let _ = self.retry.reset(RETRY, None);
+        }
+    }
+
+    /// The port has room again, or output waits. What is gathered is left to grow for a moment.
+    fn attend(&mut self) {
+        let serial = self.serial.lock().unwrap_or_else(|e| e.into_inner());
+        let (blocked, stalled) = (serial.blocked(), serial.stalled());
+        drop(serial);
+        if stalled {
+            self.flush();
+        } else if blocked {
+            let _ = self.retry.reset(GATHER, None);
         }
     }
 }
@@ -177,7 +158,7 @@ impl MutEventSubscriber for ConsoleInput {
         if events.fd() == self.attention.as_raw_fd() {
             let _ = self.attention.read();
             self.watch(ops, true);
-            self.flush();
+            self.attend();
         } else if events.fd() == self.retry.as_raw_fd() {
             let _ = self.retry.wait();
             self.flush();

@@ -17,16 +17,19 @@ use crate::board::{PowerSink, pm};
 use crate::memory::GuestRam;
 use crate::plugin::BackendVm;
 use crate::sandbox;
-use crate::virtio::slots::{Board, DevicesConfig, Slots};
+use crate::virtio::slots::{Board, Busy, DevicesConfig, Slots, Subscriber};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
-type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
+/// How long a device's thread may take to end. Only a file that does not answer takes longer.
+const FAREWELL: Duration = Duration::from_secs(5);
 
+/// A thread that serves devices by their events: one for all that never wait, one for each disk.
 struct Loop {
     end: Arc<AtomicBool>,
     bell: EventFd,
@@ -35,7 +38,7 @@ struct Loop {
 
 /// Everything on the board but the CPUs.
 pub(super) struct Devices {
-    _event_loop: Loop,
+    _loops: Vec<Loop>,
     ports: Arc<Bus>,
     memory: Arc<Bus>,
     pub(super) chipset: Arc<Chipset>,
@@ -102,9 +105,12 @@ impl Devices {
             .map_err(MachineError::host("console"))?;
         let mut subscribers: Vec<Subscriber> = vec![timers.clone(), shared(input)];
         subscribers.extend(slots.subscribers());
-        let event_loop = Loop::start(subscribers)?;
+        let mut loops = vec![Loop::start("devices".into(), subscribers)?];
+        for (slot, disk) in slots.waiting_subscribers() {
+            loops.push(Loop::start(format!("disk{slot}"), vec![disk])?);
+        }
         Ok(Devices {
-            _event_loop: event_loop,
+            _loops: loops,
             ports,
             memory,
             chipset,
@@ -162,10 +168,11 @@ impl Devices {
     }
 
     /// Everything still, nothing in flight.
-    pub(super) fn pause(&self) {
-        self.slots.pause();
+    pub(super) fn pause(&self) -> Result<(), Busy> {
+        self.slots.pause()?;
         lock(&self.timers).set_running(false);
-        lock(&self.serial).flush();
+        lock(&self.serial).settle();
+        Ok(())
     }
 
     pub(super) fn resume(&self) {
@@ -189,7 +196,7 @@ impl<D: BusDevice> BusDevice for Shifted<D> {
 }
 
 impl Loop {
-    fn start(subscribers: Vec<Subscriber>) -> Result<Self, MachineError> {
+    fn start(name: String, subscribers: Vec<Subscriber>) -> Result<Self, MachineError> {
         let failed = |e: event_manager::Error| MachineError::Host {
             what: "device thread",
             source: std::io::Error::other(format!("{e:?}")),
@@ -204,8 +211,9 @@ impl Loop {
         let end = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&end);
         let (tell, entered) = mpsc::channel();
+        let label = name.clone();
         let serve = move || {
-            let filter = sandbox::enter(sandbox::Kind::Device, "devices");
+            let filter = sandbox::enter(sandbox::Kind::Device, &label);
             let bound = filter.is_ok();
             let _ = tell.send(filter);
             // The builder waits for the sender to go.
@@ -221,7 +229,7 @@ impl Loop {
             }
         };
         let thread = std::thread::Builder::new()
-            .name("devices".into())
+            .name(name)
             .spawn(serve)
             .map_err(MachineError::host("device thread"))?;
         entered.iter().collect::<Result<(), _>>()?;
@@ -248,8 +256,17 @@ impl Drop for Loop {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Release);
         let _ = self.bell.write(1);
+        let until = Instant::now() + FAREWELL;
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            } else {
+                // It has its own hold on all that it uses, guest memory too.
+                tracing::warn!("a disk's file does not answer; its thread is left behind");
+            }
         }
     }
 }

@@ -82,6 +82,9 @@ pub enum MachineError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// A device does not come to rest.
+    #[error(transparent)]
+    Busy(#[from] crate::virtio::slots::Busy),
     /// A thread got no filter.
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::SandboxError),

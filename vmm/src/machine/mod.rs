@@ -19,13 +19,15 @@ mod devices;
 mod dirty;
 mod error;
 mod kinds;
+mod output;
 mod sections;
 mod wiring;
 
 pub use crate::board::boot::BootSource;
-pub use console::{Console, HostOutput};
+pub use console::Console;
 pub use error::MachineError;
 pub use kinds::{Kind, board_kinds, device_kinds};
+pub use output::HostOutput;
 
 use crate::board::boot;
 use crate::board::bus::BusError;
@@ -227,14 +229,18 @@ impl Machine {
     /// Stops the guest with nothing in flight. Nothing if it is paused.
     ///
     /// # Errors
-    /// A vCPU does not come back, or the backend could not stop its clock; the machine is as paused as it can be.
+    /// A disk's file does not answer: the machine runs on. A vCPU does not come back, or the backend could not stop its
+    /// clock: the machine is as paused as it can be.
     pub fn pause(&mut self) -> Result<(), MachineError> {
         if self.state == RunState::Paused {
             return Ok(());
         }
         self.cpus.pause()?;
+        if let Err(busy) = self.devices.pause() {
+            self.cpus.resume();
+            return Err(busy.into());
+        }
         self.state = RunState::Paused;
-        self.devices.pause();
         self.clock.stop();
         self.vm.stop_clock()?;
         Ok(())

@@ -60,11 +60,13 @@ pub enum RestoreError {
     },
 }
 
-/// One virtio device. All methods run under the worker's lock; none may wait for anything outside this process but
-/// the disk.
+/// One virtio device. All methods run under the worker's lock; none may wait for anything outside this process, unless
+/// the device says that it [`waits`](VirtioDevice::WAITS).
 pub trait VirtioDevice: Send {
     /// Device type (virtio 1.2, 5).
     const TYPE: u32;
+    /// It waits for files: it gets a thread of its own, so that a slow one holds nobody else up.
+    const WAITS: bool = false;
 
     /// What people call it: kind and configured name, for messages.
     fn name(&self) -> String;

@@ -19,7 +19,7 @@ use crate::state::MachineSection;
 use event_manager::MutEventSubscriber;
 use godwit_state::RawSection;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -115,6 +115,8 @@ pub struct Doorbell<'a> {
 }
 
 struct Slot {
+    name: String,
+    waits: bool,
     window: Window,
     mmio: Arc<Mutex<Mmio>>,
     worker: Arc<Mutex<dyn DeviceSide>>,
@@ -124,6 +126,45 @@ struct Slot {
 fn lock<T: ?Sized>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(|e| e.into_inner())
 }
+
+/// How long a device may take to come to rest.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A device does not come to rest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{device} is still busy with a request after {seconds} s: its file does not answer")]
+pub struct Busy {
+    /// Kind and name.
+    pub device: String,
+    /// How long it was waited for.
+    pub seconds: u64,
+}
+
+/// Locks as soon as nobody else has it, until a point in time. What holds a lock so long is a file that does not answer.
+fn lock_until<T: ?Sized>(m: &Mutex<T>, until: Instant) -> Option<MutexGuard<'_, T>> {
+    let mut wait = Duration::from_micros(20);
+    loop {
+        match m.try_lock() {
+            Ok(guard) => return Some(guard),
+            Err(TryLockError::Poisoned(e)) => return Some(e.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= until => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(wait),
+        }
+        wait = (wait * 2).min(Duration::from_millis(2));
+    }
+}
+
+/// Locks a device for the control thread, which must not wait for long.
+///
+/// # Errors
+/// Its file does not answer.
+pub fn lock_device<D: VirtioDevice>(device: &Shared<D>) -> Result<MutexGuard<'_, Worker<D>>, Busy> {
+    let busy = Busy { device: "the device".into(), seconds: PATIENCE.as_secs() };
+    lock_until(device, Instant::now() + PATIENCE).ok_or(busy)
+}
+
+/// What an event manager serves.
+pub type Subscriber = Arc<Mutex<dyn MutEventSubscriber + Send>>;
 
 /// A device that the control thread may reach by its own type.
 pub type Shared<D> = Arc<Mutex<Worker<D>>>;
@@ -189,14 +230,14 @@ impl Slots {
             device.queue_sizes().iter().map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC));
         let doorbells: Arc<[EventFd]> = doorbells
             .collect::<io::Result<Vec<_>>>()
-            .map_err(|source| BuildError::EventFd { device: name, source })?
+            .map_err(|source| BuildError::EventFd { device: name.clone(), source })?
             .into();
         let mut worker =
             Worker::new(device, board.mem.clone(), interrupt.clone(), doorbells.clone(), board.clock.clone());
         worker.pause();
         let worker = Arc::new(Mutex::new(worker));
         let mmio = Arc::new(Mutex::new(Mmio::new(worker.clone(), interrupt, doorbells.clone())));
-        self.slots.push(Slot { window, mmio, worker: worker.clone(), doorbells });
+        self.slots.push(Slot { name, waits: D::WAITS, window, mmio, worker: worker.clone(), doorbells });
         Ok(worker)
     }
 
@@ -214,8 +255,14 @@ impl Slots {
     }
 
     /// What the device thread's event manager takes as subscribers.
-    pub fn subscribers(&self) -> Vec<Arc<Mutex<dyn MutEventSubscriber + Send>>> {
-        self.slots.iter().map(|s| -> Arc<Mutex<dyn MutEventSubscriber + Send>> { s.worker.clone() }).collect()
+    pub fn subscribers(&self) -> Vec<Subscriber> {
+        self.slots.iter().filter(|s| !s.waits).map(|s| -> Subscriber { s.worker.clone() }).collect()
+    }
+
+    /// The subscribers that wait for files, by slot: each gets an event manager of its own.
+    pub fn waiting_subscribers(&self) -> Vec<(usize, Subscriber)> {
+        let own = self.slots.iter().enumerate().filter(|(_, s)| s.waits);
+        own.map(|(slot, s)| -> (usize, Subscriber) { (slot, s.worker.clone()) }).collect()
     }
 
     /// All notification registers, for backends with doorbells.
@@ -235,8 +282,21 @@ impl Slots {
 
     /// Stops all devices with nothing in flight. No vCPU may be running. Guest memory is written by none of them
     /// from the return on. Idempotent.
-    pub fn pause(&self) {
-        self.slots.iter().for_each(|s| lock(&s.worker).pause());
+    ///
+    /// # Errors
+    /// A file takes longer than [`PATIENCE`] over a request. All devices then run as before.
+    pub fn pause(&self) -> Result<(), Busy> {
+        let until = Instant::now() + PATIENCE;
+        for (n, slot) in self.slots.iter().enumerate() {
+            match lock_until(&slot.worker, until) {
+                Some(mut worker) => worker.pause(),
+                None => {
+                    self.slots[..n].iter().for_each(|s| lock(&s.worker).resume());
+                    return Err(Busy { device: slot.name.clone(), seconds: PATIENCE.as_secs() });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Starts them (again).
@@ -246,7 +306,9 @@ impl Slots {
 
     /// What the devices have done, in slot order.
     pub fn counted(&self) -> Vec<Counted> {
-        self.slots.iter().filter_map(|s| lock(&s.worker).counted()).collect()
+        // What is busy for long is counted next time.
+        let until = Instant::now() + Duration::from_millis(50);
+        self.slots.iter().filter_map(|s| lock_until(&s.worker, until)?.counted()).collect()
     }
 
     /// The sections of all devices, which are paused; the instance is the slot.
@@ -350,9 +412,24 @@ mod tests {
         all.attach(&bus).unwrap();
         assert_eq!(bus.read(0xd000_0000, 4), 0x7472_6976);
         let mut events = EventManager::new().unwrap();
-        all.subscribers().into_iter().for_each(|s| {
+        let own = all.waiting_subscribers();
+        assert_eq!(
+            own.iter().map(|(slot, _)| *slot).collect::<Vec<_>>(),
+            [0, 1],
+            "disks have threads of their own"
+        );
+        all.subscribers().into_iter().chain(own.into_iter().map(|(_, s)| s)).for_each(|s| {
             let _ = events.add_subscriber(s);
         });
+        // A disk that does not answer holds up nobody but who needs it at rest.
+        {
+            let stuck = all.drive("data").unwrap().lock().unwrap();
+            let until = Instant::now() + Duration::from_millis(5);
+            assert!(lock_until(all.drive("data").unwrap(), until).is_none());
+            assert!(lock_until(all.drive("root").unwrap(), until).is_some());
+            drop(stuck);
+        }
+        all.pause().unwrap();
         // A save fits the same machine, and only that.
         let saved = all.save();
         assert_eq!(saved.len(), 6);

@@ -16,7 +16,7 @@ pub enum CacheType {
 /// How the file is accessed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileEngine {
-    /// In the device thread.
+    /// In the disk's own thread.
     #[default]
     Sync,
     /// By io_uring; not built yet, so it is refused by name.

@@ -1,7 +1,7 @@
 //! Block device (virtio 1.2, 5.2) over a raw image or a host's block device.
 //!
-//! Requests run in the device thread, in the order the driver made them available, so nothing is in flight between
-//! events and a drained disk is simply one whose event has ended.
+//! Requests run in the disk's own thread, in the order the driver made them available, so nothing is in flight between
+//! events and a drained disk is simply one whose event has ended. A disk that takes long holds nobody else up.
 
 mod config;
 mod disk;
@@ -190,6 +190,7 @@ impl Block {
 
 impl VirtioDevice for Block {
     const TYPE: u32 = 2;
+    const WAITS: bool = true;
 
     fn name(&self) -> String {
         format!("drive {}", self.id)

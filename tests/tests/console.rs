@@ -1,0 +1,201 @@
+//! The console on a terminal and behind a pipe: raw while the guest lives, as it was after every end, and nothing lost.
+
+use godwit_tests::harness::{PATIENCE, Process, Scratch, program};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+fn needed() -> Result<(PathBuf, PathBuf), String> {
+    Ok((program("godwit")?, program("libgodwit_backend_interp.so")?))
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A terminal, with a program on it.
+struct Terminal {
+    master: File,
+    slave: File,
+    said: Arc<Mutex<Vec<u8>>>,
+    child: Child,
+}
+
+impl Terminal {
+    fn start(command: &mut Command) -> Self {
+        let (mut master, mut slave) = (-1, -1);
+        let null = std::ptr::null_mut();
+        // SAFETY: both are written; no name, settings or size are asked for.
+        let made = unsafe { libc::openpty(&mut master, &mut slave, null, null.cast(), null.cast()) };
+        assert_eq!(made, 0, "a pseudo-terminal");
+        // SAFETY: fresh descriptors, owned by nobody else.
+        let [master, slave] = [master, slave].map(|fd| File::from(unsafe { OwnedFd::from_raw_fd(fd) }));
+        let stdio = || std::process::Stdio::from(slave.try_clone().unwrap());
+        command.stdin(stdio()).stdout(stdio()).stderr(stdio());
+        // SAFETY: a session of its own, with the terminal as its own: both calls are async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setsid();
+                libc::ioctl(0, libc::TIOCSCTTY, 0);
+                Ok(())
+            })
+        };
+        let child = command.spawn().expect("the program starts");
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let (mut reader, text) = (master.try_clone().unwrap(), Arc::clone(&said));
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = reader.read(&mut chunk) {
+                text.lock().unwrap().extend_from_slice(&chunk[..n]);
+            }
+        });
+        Terminal { master, slave, said, child }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.said.lock().unwrap()).into_owned()
+    }
+
+    /// Whether a line is edited and echoed by the terminal, and keys send signals.
+    fn cooked(&self) -> bool {
+        // SAFETY: all zero is a valid termios, filled by tcgetattr.
+        let settings = unsafe {
+            let mut settings: libc::termios = std::mem::zeroed();
+            assert_eq!(libc::tcgetattr(self.slave.as_raw_fd(), &mut settings), 0);
+            settings
+        };
+        let all = libc::ICANON | libc::ECHO | libc::ISIG;
+        settings.c_lflag & all == all
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: plain system call on a child that has not been waited for.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    fn end(&mut self) -> Option<i32> {
+        let mut status = None;
+        until("the program ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_terminal_is_raw_while_the_guest_lives_and_as_before_after_every_end() {
+    let name = "a_terminal_is_raw_while_the_guest_lives_and_as_before_after_every_end";
+    let (godwit, plugin) = match needed() {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {name}: {why}"),
+    };
+    let scratch = Scratch::new("console");
+    let config = scratch.config("counter", 64, "x86-64", "rate=50");
+    type Ending = (&'static str, fn(&mut Terminal), Option<i32>);
+    let endings: [Ending; 6] = [
+        ("Ctrl-A x", |t| t.master.write_all(b"\x01x").unwrap(), Some(0)),
+        ("SIGTERM", |t| t.signal(libc::SIGTERM), Some(0)),
+        ("SIGHUP", |t| t.signal(libc::SIGHUP), Some(0)),
+        ("SIGABRT", |t| t.signal(libc::SIGABRT), None),
+        ("SIGSEGV", |t| t.signal(libc::SIGSEGV), None),
+        ("SIGQUIT", |t| t.signal(libc::SIGQUIT), Some(0)),
+    ];
+    for (how, end, code) in endings {
+        let mut command = Command::new(&godwit);
+        command.args(["--no-api", "--config-file"]).arg(&config).arg("--backend").arg(&plugin);
+        let mut terminal = Terminal::start(&mut command);
+        assert!(terminal.cooked());
+        until("the guest prints", || terminal.text().lines().filter(|l| l.starts_with("n=")).count() > 3);
+        assert!(!terminal.cooked(), "{how}: raw while it lives");
+        // Ctrl-C is the guest's.
+        terminal.master.write_all(b"\x03").unwrap();
+        let seen = terminal.text().len();
+        until("the guest goes on", || terminal.text().len() > seen + 200);
+        end(&mut terminal);
+        assert_eq!(terminal.end(), code, "{how}: {}", terminal.text());
+        assert!(terminal.cooked(), "{how}: the terminal is as it was");
+    }
+}
+
+#[test]
+fn a_signal_ends_what_is_still_being_built() {
+    let name = "a_signal_ends_what_is_still_being_built";
+    let (godwit, plugin) = match needed() {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {name}: {why}"),
+    };
+    let scratch = Scratch::new("building");
+    // A kernel that never comes: opening a pipe waits for its other end.
+    let kernel = scratch.path("kernel");
+    assert!(Command::new("mkfifo").arg(&kernel).status().is_ok_and(|s| s.success()));
+    let config = scratch.path("vm.json");
+    let text = format!(
+        r#"{{"boot-source":{{"kernel_image_path":{kernel:?}}},"machine-config":{{"vcpu_count":1,"mem_size_mib":64}}}}"#
+    );
+    std::fs::write(&config, text).unwrap();
+    let socket = scratch.path("api.sock");
+    let paths = [&config, &plugin, &socket].map(|p| p.to_str().unwrap().to_owned());
+    let args = ["--config-file", &paths[0], "--backend", &paths[1], "--api-sock", &paths[2]];
+    let mut godwit = Process::start(&godwit, &args, "");
+    until("it waits for the kernel", || {
+        socket.exists()
+            && std::fs::read_to_string(format!("/proc/{}/wchan", godwit.id())).is_ok_and(|w| !w.is_empty())
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(godwit.is_alive(), "{}", godwit.err());
+    // SAFETY: plain system call on a child that has not been waited for.
+    unsafe { libc::kill(godwit.id() as i32, libc::SIGTERM) };
+    assert_eq!(godwit.wait_exit(), Some(0), "{}", godwit.err());
+    assert!(!socket.exists(), "the API socket is gone");
+}
+
+#[test]
+fn a_pipe_that_is_read_slowly_gets_every_byte() {
+    let name = "a_pipe_that_is_read_slowly_gets_every_byte";
+    let (godwit, plugin) = match needed() {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {name}: {why}"),
+    };
+    let scratch = Scratch::new("pipe");
+    let config = scratch.config("counter", 64, "x86-64", "rate=2000");
+    let mut child = Command::new(&godwit)
+        .args(["--no-api", "--config-file"])
+        .arg(&config)
+        .arg("--backend")
+        .arg(&plugin)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdout.take().unwrap();
+    let mut text = Vec::new();
+    let mut chunk = [0; 777];
+    // Nobody reads for a while, so the pipe is full; then small pieces.
+    std::thread::sleep(Duration::from_millis(1500));
+    while text.len() < 150_000 {
+        let n = pipe.read(&mut chunk).unwrap();
+        assert!(n > 0, "it ended");
+        text.extend_from_slice(&chunk[..n]);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let checked = godwit_tests::harness::check_lines(&[String::from_utf8(text).unwrap()]);
+    drop(checked);
+}
