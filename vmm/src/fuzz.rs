@@ -212,10 +212,11 @@ fn metadata(data: &[u8]) {
                 break;
             }
             assert!(reply.len() <= 1514);
-            if let Some(seq) = reply.get(38..42) {
+            // An ARP reply has none.
+            if let (Some(seq), Some(flags)) = (reply.get(38..42), reply.get(47)) {
                 let next = u32::from_be_bytes([seq[0], seq[1], seq[2], seq[3]])
                     .wrapping_add(reply.len().saturating_sub(54) as u32)
-                    .wrapping_add(u32::from(reply[47] & 3 != 0));
+                    .wrapping_add(u32::from(flags & 3 != 0));
                 ours = next.to_be_bytes();
             }
         }
