@@ -152,7 +152,7 @@ mod linux {
             command
                 .args([
                     "-M",
-                    "microvm",
+                    "microvm,acpi=off",
                     "-m",
                     "512",
                     "-accel",
