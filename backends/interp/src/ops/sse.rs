@@ -55,20 +55,43 @@ pub(super) fn source<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Exec<V128> {
     if !MEM {
         return Ok(cpu.vec[usize::from(op.b & 15)].lo);
     }
+    if op.imm >> 8 & 0xff != 16 {
+        return narrow(cpu, op);
+    }
+    let at = address(cpu, op, 16, false)?;
+    if op.imm & ALIGNED != 0 && at & 15 != 0 {
+        return Err(cpu.gp(0));
+    }
+    Ok(V128::from_u128(cpu.read128(at)?))
+}
+
+/// A memory operand of less than 16 bytes.
+#[inline(never)]
+fn narrow(cpu: &mut Cpu, op: OpPtr) -> Exec<V128> {
     let bytes = op.imm >> 8 & 0xff;
     let at = address(cpu, op, bytes, false)?;
-    Ok(match bytes {
-        16 => {
-            if op.imm & ALIGNED != 0 && at & 15 != 0 {
-                return Err(cpu.gp(0));
-            }
-            V128::from_u128(cpu.read128(at)?)
-        }
-        8 => V128::from_halves(cpu.read::<u64>(at)?, 0),
-        4 => V128::from_halves(cpu.read::<u32>(at)?.z(), 0),
-        2 => V128::from_halves(cpu.read::<u16>(at)?.z(), 0),
-        _ => V128::from_halves(cpu.read::<u8>(at)?.z(), 0),
-    })
+    let low = match bytes {
+        8 => cpu.read::<u64>(at)?,
+        4 => cpu.read::<u32>(at)?.z(),
+        2 => cpu.read::<u16>(at)?.z(),
+        _ => cpu.read::<u8>(at)?.z(),
+    };
+    Ok(V128::from_halves(low, 0))
+}
+
+/// The low lane of the memory operand, or of register `b`.
+#[inline(always)]
+pub(super) fn source_low<const MEM: bool, const WIDE: bool>(cpu: &mut Cpu, op: OpPtr) -> Exec<u64> {
+    if !MEM {
+        return Ok(cpu.vec[usize::from(op.b & 15)].lo.low());
+    }
+    if WIDE {
+        let at = address(cpu, op, 8, false)?;
+        cpu.read::<u64>(at)
+    } else {
+        let at = address(cpu, op, 4, false)?;
+        Ok(cpu.read::<u32>(at)?.z())
+    }
 }
 
 #[inline(always)]
@@ -87,6 +110,7 @@ pub(super) fn source256<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Exec<V256>
     Ok(V256 { lo: source::<true>(cpu, op)?, hi: V128::ZERO })
 }
 
+#[inline(never)]
 pub(super) fn read256(cpu: &mut Cpu, at: u64) -> Exec<V256> {
     let lo = cpu.read128(at)?;
     let hi = cpu.read128(at.wrapping_add(16))?;

@@ -1,6 +1,6 @@
 //! Scalar floating point, conversions with general registers, FMA.
 
-use super::sse::{numeric, source, source256};
+use super::sse::{numeric, source, source_low, source256};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::num::sse::scalar::{self as sc, FmaSigns, Predicate};
@@ -14,12 +14,18 @@ use iced_x86::{EncodingKind, Mnemonic as M, Register};
 trait Scalar {
     /// The lane is 64 bits wide.
     const WIDE: bool;
+    /// The source's is.
+    const SOURCE_WIDE: bool;
     fn run(mx: &mut Mxcsr, a: u64, b: u64, imm: u8) -> Sse<u64>;
 }
 
 fn scalar<O: Scalar, const MEM: bool, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let b = source::<MEM>(cpu, op)?.low();
+        let b = if O::SOURCE_WIDE {
+            source_low::<MEM, true>(cpu, op)?
+        } else {
+            source_low::<MEM, false>(cpu, op)?
+        };
         let first = cpu.vec[usize::from(if VEX { op.c } else { op.a } & 15)].lo;
         let mask = if O::WIDE { u64::MAX } else { 0xffff_ffff };
         let r = numeric(cpu, |mx| O::run(mx, first.low() & mask, b, op.imm as u8))?;
@@ -40,6 +46,8 @@ macro_rules! scalars {
             $(pub(super) struct $m;
             impl Scalar for $m {
                 const WIDE: bool = $wide;
+                // Only the conversions between the two have different ones.
+                const SOURCE_WIDE: bool = $wide != matches!(M::$m, M::Cvtss2sd | M::Cvtsd2ss);
                 #[inline(always)]
                 fn run($mx: &mut Mxcsr, $a: u64, $b: u64, $i: u8) -> Sse<u64> {
                     let _ = (&$mx, $a, $b, $i);
@@ -154,7 +162,7 @@ fn from_int<T: Int, const WIDE: bool, const MEM: bool, const VEX: bool>(cpu: &mu
 /// CVT(T)SS2SI and CVT(T)SD2SI.
 fn to_int<T: Int, const WIDE: bool, const TRUNCATE: bool, const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let b = source::<MEM>(cpu, op)?.low();
+        let b = source_low::<MEM, WIDE>(cpu, op)?;
         let r = numeric(cpu, |mx| {
             Ok(match (WIDE, TRUNCATE, T::BITS) {
                 (false, false, 32) => cv::cvtss2si32(mx, b as u32)? as u64,
