@@ -7,6 +7,7 @@
 //! Callers: the handlers in `ops` through `read`, `write`, `rmw`; the segment and exception code through the
 //! `system_*` functions, which access as supervisor.
 
+pub(crate) mod locked;
 pub(crate) mod ram;
 pub(crate) mod tlb;
 pub(crate) mod walk;
@@ -92,7 +93,7 @@ impl Cpu {
         let mut old = ram::load::<T>(host);
         loop {
             let (new, r) = f(old);
-            match ram::compare_exchange(host, old, new) {
+            match crate::mmu::locked::compare_exchange(host, old, new) {
                 Ok(()) => return Ok(r),
                 Err(now) => old = now,
             }

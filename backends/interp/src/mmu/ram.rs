@@ -5,8 +5,8 @@
 //! stores release.
 
 use crate::regs::Int;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// log2 of the guest's page size.
 pub(crate) const PAGE_SHIFT: u32 = 12;
@@ -177,6 +177,7 @@ mod raw {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
 mod raw {
     use super::*;
+    use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
 
     #[inline(always)]
     pub(crate) fn load<T: Int>(at: usize) -> T {
@@ -235,84 +236,6 @@ mod raw {
 }
 
 pub(crate) use raw::{load, load128, store, store128};
-
-/// Serialises locked accesses that no host instruction can do: misaligned and 16-byte ones.
-static SPLIT_LOCK: Mutex<()> = Mutex::new(());
-
-/// Compare and exchange; on failure what was there.
-#[inline]
-pub(crate) fn compare_exchange<T: Int>(at: usize, old: T, new: T) -> Result<(), T> {
-    macro_rules! cas {
-        ($a:ty, $u:ty) => {{
-            // SAFETY: aligned guest RAM, writable (see `load`).
-            let a = unsafe { <$a>::from_ptr(std::ptr::with_exposed_provenance_mut(at)) };
-            a.compare_exchange(
-                (old.z() as $u).to_le(),
-                (new.z() as $u).to_le(),
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            )
-            .map(|_| ())
-            .map_err(|v| T::new(u64::from(<$u>::from_le(v))))
-        }};
-    }
-    if at & (T::BYTES - 1) != 0 {
-        let _guard = SPLIT_LOCK.lock();
-        let was = load::<T>(at);
-        if was != old {
-            return Err(was);
-        }
-        store(at, new);
-        return Ok(());
-    }
-    match T::BYTES {
-        1 => cas!(AtomicU8, u8),
-        2 => cas!(AtomicU16, u16),
-        4 => cas!(AtomicU32, u32),
-        _ => cas!(AtomicU64, u64),
-    }
-}
-
-/// # Safety
-/// The host has CMPXCHG16B; `at` is 16-byte aligned, writable guest RAM.
-#[cfg(target_arch = "x86_64")]
-unsafe fn exchange128(at: usize, old: u128, new: u128) -> u128 {
-    let (mut low, mut high) = (old as u64, (old >> 64) as u64);
-    // SAFETY: the caller's promise. RBX, which the compiler keeps for itself, is put back.
-    unsafe {
-        std::arch::asm!(
-            "mov r8, rbx",
-            "mov rbx, rsi",
-            "lock cmpxchg16b xmmword ptr [rdi]",
-            "mov rbx, r8",
-            in("rdi") at,
-            in("rsi") new as u64,
-            in("rcx") (new >> 64) as u64,
-            inout("rax") low,
-            inout("rdx") high,
-            out("r8") _,
-            options(nostack),
-        );
-    }
-    u128::from(high) << 64 | u128::from(low)
-}
-
-/// 16-byte compare and exchange, for CMPXCHG16B.
-pub(crate) fn compare_exchange128(at: usize, old: u128, new: u128) -> Result<(), u128> {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("cmpxchg16b") && at & 15 == 0 {
-        // SAFETY: the feature is there; aligned guest RAM, writable (see `load`).
-        let was = unsafe { exchange128(at, old, new) };
-        return if was == old { Ok(()) } else { Err(was) };
-    }
-    let _guard = SPLIT_LOCK.lock();
-    let was = load128(at);
-    if was != old {
-        return Err(was);
-    }
-    store128(at, new);
-    Ok(())
-}
 
 /// Copies `len` bytes inside guest RAM, upwards, as if byte by byte where they overlap.
 pub(crate) fn copy_up(from: usize, to: usize, len: usize) {

@@ -218,9 +218,9 @@ impl Cpu {
         }
         let host = r.host(at);
         let done = if wide {
-            ram::compare_exchange::<u64>(host, old, new).is_ok()
+            crate::mmu::locked::compare_exchange::<u64>(host, old, new).is_ok()
         } else {
-            ram::compare_exchange::<u32>(host, old as u32, new as u32).is_ok()
+            crate::mmu::locked::compare_exchange::<u32>(host, old as u32, new as u32).is_ok()
         };
         r.mark_dirty(at);
         done

@@ -5,7 +5,7 @@ use super::{any_form, by_form, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RAX, RBX, RCX, RDX};
 use crate::decode::{Form, Lower};
 use crate::flags::{ZF, kind};
-use crate::mmu::ram;
+use crate::mmu::locked;
 use crate::op::{Abort, Flow, Handler, OpPtr, next, run};
 use crate::regs::Int;
 use iced_x86::{Mnemonic as M, Register};
@@ -251,7 +251,7 @@ impl Cpu {
     fn exchange128(&mut self, at: u64, old: u128, new: u128) -> Result<u128, Abort> {
         self.check_write(at, 16)?;
         match self.run_of(at, true)? {
-            Some((host, _)) => Ok(match ram::compare_exchange128(host, old, new) {
+            Some((host, _)) => Ok(match locked::compare_exchange128(host, old, new) {
                 Ok(()) => old,
                 Err(was) => was,
             }),
