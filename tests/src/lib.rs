@@ -4,3 +4,4 @@ pub mod certificates;
 pub mod conformance;
 pub mod harness;
 pub mod oracle;
+pub mod syscalls;

@@ -148,6 +148,23 @@ pub struct Descriptor {
     pub rank: u32,
     /// Zero.
     pub reserved2: u32,
+    /// Appended in revision 1.1. What its vCPU threads make of `system_calls`; null: all of them.
+    pub vcpu_calls: TextList,
+    /// What they make of `ioctls`; null: all of them.
+    pub vcpu_ioctls: *const u64,
+    /// Their number.
+    pub vcpu_ioctls_len: u64,
+    /// The same for the functions that the device thread calls (MSI, ExtINT, memory written): null: all of them.
+    pub device_calls: TextList,
+    /// What they make of `ioctls`; null: all of them.
+    pub device_ioctls: *const u64,
+    /// Their number.
+    pub device_ioctls_len: u64,
+}
+
+impl Descriptor {
+    /// Size of the struct as revision 1.0 had it: the least that a backend may give.
+    pub const SIZE_1_0: u32 = offset_of!(Descriptor, vcpu_calls) as u32;
 }
 
 /// What a backend can do on this host, now.
@@ -527,7 +544,8 @@ const _: () = {
     assert!(size_of::<TextList>() == 16);
     assert!(size_of::<ErrorText>() == 32);
     assert!(size_of::<SectionKind>() == 24);
-    assert!(size_of::<Descriptor>() == 144 && offset_of!(Descriptor, rank) == 136);
+    assert!(size_of::<Descriptor>() == 208 && offset_of!(Descriptor, rank) == 136);
+    assert!(Descriptor::SIZE_1_0 == 144);
     assert!(size_of::<Probe>() == 72 && offset_of!(Probe, host_features) == PROBE_SIZE_0 as usize);
     assert!(size_of::<VmConfig>() == 48 && offset_of!(VmConfig, kick_signal) == 40);
     assert!(size_of::<MemorySlot>() == 40);

@@ -205,18 +205,10 @@ fn frequency(config: &VmConfig, host_khz: u64, scaling: bool) -> Result<(u64, bo
     }
 }
 
-impl Backend for KvmBackend {
-    type Vm = KvmVm;
-
-    const DESCRIPTOR: Descriptor = Descriptor {
-        name: "kvm",
-        summary: "Linux KVM with split irqchip",
-        version: env!("CARGO_PKG_VERSION"),
-        models: &[Model::X86_64, Model::V2, Model::V3, Model::Host],
-        // ioctl: all of it. gettid, tgkill, getpid, rt_sig*: kicks. clock_gettime: where the vDSO has none. clock_nanosleep: a
-        // TSC that must not go back (time.rs). munmap, close, fcntl (std's check of what it closes, in debug builds): the end of a
-        // vCPU or VM. mmap, mprotect, madvise, brk: the allocator.
-        system_calls: &[
+/// What the control thread makes once the VM runs. ioctl: all of it. gettid, tgkill, getpid: kicks. clock_gettime: where the
+/// vDSO has none. clock_nanosleep: a TSC that must not go back (time.rs). munmap, close, fcntl (std's check of what it
+/// closes, in debug builds): the end of a vCPU or VM. mmap, mprotect, madvise, brk: the allocator.
+const CALLS: &[&str] = &[
             "ioctl",
             "gettid",
             "getpid",
@@ -234,8 +226,29 @@ impl Backend for KvmBackend {
             "brk",
             "close",
             "fcntl",
-        ],
-        ioctls: &[
+        ];
+/// rt_sig*: taking a kick's signal in.
+const VCPU_CALLS: &[&str] = &[
+    "ioctl",
+    "gettid",
+    "getpid",
+    "tgkill",
+    "rt_sigprocmask",
+    "rt_sigtimedwait",
+    "rt_sigreturn",
+    "clock_gettime",
+    "futex",
+    "mmap",
+    "mprotect",
+    "madvise",
+    "munmap",
+    "brk",
+    "close",
+    "fcntl",
+];
+/// An interrupt line kicks a vCPU.
+const DEVICE_CALLS: &[&str] = &["ioctl", "gettid", "getpid", "tgkill", "futex"];
+const REQUESTS: &[u64] = &[
             sys::RUN,
             sys::GET_DIRTY_LOG,
             sys::CLEAR_DIRTY_LOG,
@@ -272,7 +285,37 @@ impl Backend for KvmBackend {
             sys::NMI,
             sys::GET_TSC_KHZ,
             sys::SET_TSC_KHZ,
-        ],
+        ];
+/// RUN and what ends it in a state that can be saved; a device's register may raise an interrupt or move its route.
+const VCPU_REQUESTS: &[u64] = &[
+    sys::RUN,
+    sys::SET_SIGNAL_MASK,
+    sys::SIGNAL_MSI,
+    sys::SET_GSI_ROUTING,
+    sys::GET_LAPIC,
+    sys::GET_REGS,
+    sys::GET_SREGS,
+    sys::GET_VCPU_EVENTS,
+    sys::SET_VCPU_EVENTS,
+    sys::GET_MP_STATE,
+    sys::SET_MP_STATE,
+];
+const DEVICE_REQUESTS: &[u64] = &[sys::SIGNAL_MSI];
+
+impl Backend for KvmBackend {
+    type Vm = KvmVm;
+
+    const DESCRIPTOR: Descriptor = Descriptor {
+        name: "kvm",
+        summary: "Linux KVM with split irqchip",
+        version: env!("CARGO_PKG_VERSION"),
+        models: &[Model::X86_64, Model::V2, Model::V3, Model::Host],
+        system_calls: CALLS,
+        ioctls: REQUESTS,
+        vcpu_calls: VCPU_CALLS,
+        vcpu_ioctls: VCPU_REQUESTS,
+        device_calls: DEVICE_CALLS,
+        device_ioctls: DEVICE_REQUESTS,
         device_nodes: &["/dev/kvm"],
         rank: 100,
     };

@@ -29,6 +29,10 @@ impl Backend for KvmBackend {
         models: &[Model::X86_64, Model::V2, Model::V3, Model::Host],
         system_calls: &[],
         ioctls: &[],
+        vcpu_calls: &[],
+        vcpu_ioctls: &[],
+        device_calls: &[],
+        device_ioctls: &[],
         device_nodes: &["/dev/kvm"],
         rank: 100,
     };

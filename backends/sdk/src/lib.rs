@@ -43,6 +43,14 @@ pub struct Descriptor {
     pub system_calls: &'static [&'static str],
     /// ioctl requests it makes once the VM runs.
     pub ioctls: &'static [u64],
+    /// Those of `system_calls` that its vCPU threads make.
+    pub vcpu_calls: &'static [&'static str],
+    /// Those of `ioctls` that they make.
+    pub vcpu_ioctls: &'static [u64],
+    /// Those of `system_calls` that the functions called by the device thread make: MSI, ExtINT, memory written.
+    pub device_calls: &'static [&'static str],
+    /// Those of `ioctls` that they make.
+    pub device_ioctls: &'static [u64],
     /// Device nodes it opens, by absolute path.
     pub device_nodes: &'static [&'static str],
     /// Preference among usable backends, higher first.

@@ -78,6 +78,12 @@ fn descriptor<B: Backend>() -> abi::Descriptor {
         ioctls_len: d.ioctls.len() as u64,
         rank: d.rank,
         reserved2: 0,
+        vcpu_calls: text_list(d.vcpu_calls),
+        vcpu_ioctls: d.vcpu_ioctls.as_ptr(),
+        vcpu_ioctls_len: d.vcpu_ioctls.len() as u64,
+        device_calls: text_list(d.device_calls),
+        device_ioctls: d.device_ioctls.as_ptr(),
+        device_ioctls_len: d.device_ioctls.len() as u64,
     }
 }
 

@@ -71,6 +71,10 @@ impl Backend for FakeBackend {
         models: &[Model::X86_64],
         system_calls: &["futex", "clock_gettime"],
         ioctls: &[],
+        vcpu_calls: &["futex", "clock_gettime"],
+        vcpu_ioctls: &[],
+        device_calls: &["futex"],
+        device_ioctls: &[],
         device_nodes: &[],
         rank: 0,
     };

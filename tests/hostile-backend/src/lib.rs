@@ -69,6 +69,10 @@ impl Backend for Hostile {
         system_calls: &["futex", "nanosleep", "clock_nanosleep", "ioctl"],
         // KVM_RUN.
         ioctls: &[0xae80],
+        vcpu_calls: &["futex", "nanosleep", "clock_nanosleep", "ioctl"],
+        vcpu_ioctls: &[0xae80],
+        device_calls: &["futex"],
+        device_ioctls: &[],
         device_nodes: &[],
         rank: 0,
     };

@@ -77,6 +77,18 @@ impl Drop for Scratch {
     }
 }
 
+/// The command that starts `program`, with a tracer if `GODWIT_SYSCALLS` says so.
+pub fn traced(program: &Path) -> Command {
+    match (std::env::var_os(crate::syscalls::DIR), self::program("godwit-syscalls")) {
+        (Some(_), Ok(tracer)) => {
+            let mut command = Command::new(tracer);
+            command.arg(program);
+            command
+        }
+        _ => Command::new(program),
+    }
+}
+
 /// A running program. Dropping it kills it.
 pub struct Process {
     child: Child,
@@ -88,7 +100,7 @@ pub struct Process {
 impl Process {
     /// Starts it, with an injected fault if `fault` is not empty.
     pub fn start(program: &Path, args: &[&str], fault: &str) -> Self {
-        let mut command = Command::new(program);
+        let mut command = traced(program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if !fault.is_empty() {
             command.env("GODWIT_FAULT", fault);

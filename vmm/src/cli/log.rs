@@ -8,10 +8,12 @@
 //! A guest or client that can make one place in the code log again and again fills no disk: see [`Limiter`].
 
 use crate::config::LoggerConfig;
+use crate::sandbox::handler;
 use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -114,6 +116,11 @@ pub(super) fn start(style: Style<'_>) -> Result<(), String> {
     tracing::subscriber::set_global_default(LOG.get_or_init(|| log).clone()).map_err(|e| e.to_string())
 }
 
+/// The log file's descriptor, for who must write without locks or memory; `None`: the log goes to standard error.
+pub(super) fn fd() -> Option<i32> {
+    LOG.get()?.read().file.as_ref().map(AsRawFd::as_raw_fd)
+}
+
 fn open(path: &Path) -> Result<File, String> {
     // A named pipe without a reader must not hold the start up.
     let open =
@@ -139,8 +146,10 @@ pub(super) fn change(config: &LoggerConfig) -> Result<(), String> {
         if config.module.is_some() {
             settings.module.clone_from(&config.module);
         }
-        if file.is_some() {
-            settings.file = file;
+        if let Some(file) = file {
+            // Before the old one is closed.
+            handler::log_to(Some(file.as_raw_fd()));
+            settings.file = Some(file);
         }
     }
     tracing::callsite::rebuild_interest_cache();

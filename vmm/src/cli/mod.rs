@@ -4,6 +4,7 @@ pub mod ask;
 pub mod backends;
 pub mod client;
 pub mod completions;
+mod confine;
 pub mod exit;
 pub mod inspect;
 mod log;

@@ -1,5 +1,6 @@
 //! `godwit receive`: waits for a guest and runs it.
 
+use super::confine::Confine;
 use super::{exit, log, run, signals, terminal};
 use crate::config::MachineSpec;
 use crate::control::moving::{Arrived, Arriving, Limits};
@@ -8,6 +9,7 @@ use crate::control::{Control, End};
 use crate::migrate::{Address, Arrival, Listener, Progress, Tls, require_protection, wait_for_guest};
 use crate::plugin::trust::Pin;
 use crate::plugin::{Choice, choose};
+use crate::sandbox;
 use godwit_state::Model;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -73,6 +75,8 @@ pub struct Receive {
     /// Print the arrival's report on standard error as JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    confine: Confine,
 }
 
 fn fail(why: impl std::fmt::Display, code: u8) -> u8 {
@@ -93,6 +97,7 @@ impl Receive {
         let (path, module, level) = (None, None, "Warning");
         log::start(log::Style { path, level, show_level: false, show_origin: false, module, id })
             .map_err(|e| arguments(&e))?;
+        sandbox::prepare(log::fd()).map_err(|e| error(&e))?;
         require_protection(&self.address, self.tls_dir.is_some(), self.insecure)
             .map_err(|e| arguments(&e))?;
         let tls = self.tls_dir.as_deref().map(Tls::server).transpose().map_err(|e| arguments(&e))?;
@@ -107,6 +112,7 @@ impl Receive {
             let d = plugin.descriptor();
             eprintln!("godwit: CPU backend {}: {}", d.name, d.summary);
         }
+        self.confine.settle(&plugin).map_err(|e| error(&e))?;
         signals::block().map_err(|e| error(&e))?;
         let raw = terminal::Raw::enter().map_err(|e| error(&e))?;
         let mut control =
@@ -179,6 +185,8 @@ impl Receive {
             Some(path) => Some(run::Api::start(path, 51200, handle).map_err(|e| error(&e))?),
             None => None,
         };
+        // What receiving needed is over.
+        sandbox::enter(sandbox::Kind::Control, "control").map_err(|e| error(&e))?;
         let end: End = control.run();
         drop(api);
         drop(raw);

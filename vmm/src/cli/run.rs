@@ -1,5 +1,6 @@
 //! Running a machine: Firecracker's flags, the console, signals, the API socket, and the end.
 
+use super::confine::Confine;
 use super::{exit, log, signals, terminal};
 use crate::api::router::Router;
 use crate::api::server::Server;
@@ -8,6 +9,7 @@ use crate::control::{Control, End, Handle};
 use crate::machine::{Console, HostOutput};
 use crate::plugin::trust::Pin;
 use crate::plugin::{Choice, choose};
+use crate::sandbox;
 use crate::state::{MAJOR, MAX_CONTAINER, MINOR, Reader};
 use std::fs::File;
 use std::io::{self, IsTerminal};
@@ -105,6 +107,8 @@ struct Common {
     /// Most bytes of metadata; by default as many as a request body may have.
     #[arg(long, value_name = "BYTES")]
     mmds_size_limit: Option<usize>,
+    #[command(flatten)]
+    confine: Confine,
 }
 
 /// Why it ended before the machine did: text and exit code.
@@ -220,6 +224,7 @@ impl Common {
             id: &self.id,
         };
         log::start(style).map_err(fatal(exit::ARGUMENTS))?;
+        sandbox::prepare(log::fd()).map_err(fatal(exit::ERROR))?;
         let pins: Vec<Pin> = self
             .plugin_sha256
             .iter()
@@ -232,6 +237,7 @@ impl Common {
             let d = plugin.descriptor();
             eprintln!("godwit: CPU backend {}: {}", d.name, d.summary);
         }
+        self.confine.settle(&plugin).map_err(fatal(exit::ERROR))?;
         signals::block().map_err(fatal(exit::ERROR))?;
 
         let raw = terminal::Raw::enter().map_err(fatal(exit::ERROR))?;
@@ -336,12 +342,18 @@ impl Api {
         let stop = EventFd::new(libc::EFD_CLOEXEC)?;
         let router = Router::new(handle);
         let mut server = Server::new(listener, stop.try_clone()?, max_body, router)?;
+        let (tell, entered) = std::sync::mpsc::channel();
         let serve = move || {
-            if let Err(e) = server.run() {
+            let filter = sandbox::enter(sandbox::Kind::Api, "api");
+            let bound = filter.is_ok();
+            let _ = tell.send(filter);
+            drop(tell);
+            if bound && let Err(e) = server.run() {
                 tracing::error!("the API has ended: {e}");
             }
         };
         let thread = std::thread::Builder::new().name("api".into()).spawn(serve)?;
+        entered.iter().collect::<Result<(), _>>().map_err(io::Error::other)?;
         Ok(Api { path: path.into(), stop, thread: Some(thread) })
     }
 }

@@ -1,6 +1,7 @@
 //! SIGINT, SIGTERM, SIGQUIT and SIGHUP end the machine cleanly; after SIGCONT the terminal is made raw again. A thread of their
 //! own waits for them.
 
+use crate::sandbox;
 use std::io;
 
 const SIGNALS: [libc::c_int; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGQUIT, libc::SIGHUP, libc::SIGCONT];
@@ -29,7 +30,15 @@ pub(super) fn block() -> io::Result<()> {
 
 /// Calls `quit` at each that is to end the machine.
 pub(super) fn watch(quit: impl Fn() + Send + 'static) -> io::Result<()> {
+    let (tell, entered) = std::sync::mpsc::channel();
     let wait = move || {
+        let filter = sandbox::enter(sandbox::Kind::Signals, "signals");
+        let bound = filter.is_ok();
+        let _ = tell.send(filter);
+        drop(tell);
+        if !bound {
+            return;
+        }
         let set = set();
         let mut signal = 0;
         // SAFETY: both are valid; the signals are blocked in all threads.
@@ -40,5 +49,6 @@ pub(super) fn watch(quit: impl Fn() + Send + 'static) -> io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+    std::thread::Builder::new().name("signals".into()).spawn(wait)?;
+    entered.iter().collect::<Result<(), _>>().map_err(io::Error::other)
 }

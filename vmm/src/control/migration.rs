@@ -8,9 +8,10 @@ use crate::migrate::{
     self, Address, Link, MigrateError, MigrationRequest, Options, Phase, Progress, SendRequest, Snapshot,
     Stream, Tls, unconfirmed_advice,
 };
+use crate::sandbox;
 use crate::virtio::block::OnMigration;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 /// After the guest has gone this process stays so long for somebody to fetch the report.
@@ -30,9 +31,50 @@ impl Door for MachineDoor {
 
 struct Shared {
     handle: Handle,
+    /// To the thread that sends; or why there is none.
+    sender: Result<Mutex<mpsc::Sender<Job>>, String>,
     current: Mutex<Option<Progress>>,
     /// Somebody has seen the end.
     seen: AtomicBool,
+}
+
+/// What the sending thread is asked for.
+struct Job {
+    migrations: Migrations,
+    request: Box<SendRequest>,
+    reply: mpsc::Sender<Result<(), String>>,
+}
+
+/// Starts the thread that sends: early, so that it has a filter of its own and not one on top of its starter's.
+fn start_sender() -> Result<Mutex<mpsc::Sender<Job>>, String> {
+    let (sender, jobs) = mpsc::channel::<Job>();
+    let (tell, entered) = mpsc::channel();
+    let serve = move || {
+        let filter = sandbox::enter(sandbox::Kind::Migrate, "migrate");
+        let bound = filter.is_ok();
+        let _ = tell.send(filter);
+        drop(tell);
+        if bound {
+            jobs.iter().for_each(Job::run);
+        }
+    };
+    let failed = |why: &dyn std::fmt::Display| format!("no thread for migrations: {why}");
+    std::thread::Builder::new().name("migrate".into()).spawn(serve).map_err(|e| failed(&e))?;
+    entered.iter().collect::<Result<(), _>>().map_err(|e| failed(&e))?;
+    Ok(Mutex::new(sender))
+}
+
+impl Job {
+    fn run(self) {
+        let prepared = self.migrations.prepare(&self.request);
+        match prepared {
+            Ok((worker, leaving)) => {
+                let _ = self.reply.send(Ok(()));
+                worker.run(leaving);
+            }
+            Err(why) => drop(self.reply.send(Err(why))),
+        }
+    }
 }
 
 /// The migration that goes on, or the last one. Cheap to clone.
@@ -42,7 +84,8 @@ pub struct Migrations(Arc<Shared>);
 impl Migrations {
     /// None so far, of the machine behind `handle`.
     pub fn new(handle: Handle) -> Self {
-        Migrations(Arc::new(Shared { handle, current: Mutex::new(None), seen: AtomicBool::new(false) }))
+        let (current, seen) = (Mutex::new(None), AtomicBool::new(false));
+        Migrations(Arc::new(Shared { handle, sender: start_sender(), current, seen }))
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, Option<Progress>> {
@@ -64,7 +107,7 @@ impl Migrations {
     /// Text for the operator.
     pub fn request(&self, request: MigrationRequest) -> Result<(), String> {
         match request {
-            MigrationRequest::Send(request) => self.send(*request),
+            MigrationRequest::Send(request) => self.send(request),
             MigrationRequest::Cancel => match self.current().as_ref().filter(|p| !p.snapshot().is_over()) {
                 Some(progress) => {
                     progress.cancel();
@@ -87,16 +130,8 @@ impl Migrations {
         Ok(())
     }
 
-    fn send(&self, request: SendRequest) -> Result<(), String> {
-        let (address, options) = request.check().map_err(|e| e.to_string())?;
-        let tls = request.tls_dir.as_deref().map(Tls::client).transpose().map_err(|e| e.to_string())?;
-        let config = match self.0.handle.act(Action::Config) {
-            Ok(Outcome::Config(config)) => config,
-            Ok(_) => return Err("an unexpected outcome".into()),
-            Err(denied) => return Err(denied.to_string()),
-        };
-        let mut current = self.current();
-        if let Some(before) = current.as_ref().map(Progress::snapshot) {
+    fn may_send(&self) -> Result<(), String> {
+        if let Some(before) = self.current().as_ref().map(Progress::snapshot) {
             if !before.is_over() {
                 return Err(format!("a migration to {} goes on already", before.peer));
             }
@@ -104,6 +139,30 @@ impl Migrations {
                 return Err("the guest was given away already".into());
             }
         }
+        Ok(())
+    }
+
+    fn send(&self, request: Box<SendRequest>) -> Result<(), String> {
+        // The sending thread is busy then, and would not answer.
+        self.may_send()?;
+        let (reply, answer) = mpsc::channel();
+        let sender = self.0.sender.as_ref().map_err(Clone::clone)?;
+        let job = Job { migrations: self.clone(), request, reply };
+        let gone = || "the thread for migrations has ended".to_owned();
+        sender.lock().unwrap_or_else(|e| e.into_inner()).send(job).map_err(|_| gone())?;
+        answer.recv().map_err(|_| gone())?
+    }
+
+    /// On the sending thread: all that can be refused at once.
+    fn prepare(&self, request: &SendRequest) -> Result<(Worker, Leaving<MachineDoor>), String> {
+        self.may_send()?;
+        let (address, options) = request.check().map_err(|e| e.to_string())?;
+        let tls = request.tls_dir.as_deref().map(Tls::client).transpose().map_err(|e| e.to_string())?;
+        let config = match self.0.handle.act(Action::Config) {
+            Ok(Outcome::Config(config)) => config,
+            Ok(_) => return Err("an unexpected outcome".into()),
+            Err(denied) => return Err(denied.to_string()),
+        };
         let mut devices = config.devices;
         for id in &request.move_disks {
             let drive = devices.drives.iter_mut().find(|d| d.drive_id == *id);
@@ -116,12 +175,8 @@ impl Migrations {
         let progress = Progress::new("source", &address.to_string());
         let worker = Worker { migrations: self.clone(), address, tls, options, progress: progress.clone() };
         self.0.seen.store(false, Ordering::SeqCst);
-        std::thread::Builder::new()
-            .name("migrate".into())
-            .spawn(move || worker.run(leaving))
-            .map_err(|e| format!("no thread for the migration: {e}"))?;
-        *current = Some(progress);
-        Ok(())
+        *self.current() = Some(progress);
+        Ok((worker, leaving))
     }
 }
 

@@ -31,6 +31,7 @@ use crate::machine::{BootSource, Console, Event, HostOutput, Machine, Spec};
 use crate::memory::ram::Backing;
 use crate::mmds::Service;
 use crate::plugin::Plugin;
+use crate::sandbox;
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::stats::Counted;
 use handle::Message;
@@ -397,6 +398,7 @@ impl Control {
 
     fn start(&mut self) -> Result<(), Denied> {
         let failed = |e: crate::machine::MachineError| Denied::Failed(e.to_string());
+        unconfined()?;
         let Some(boot) = &self.config.boot else {
             return Err(Denied::Failed(
                 "Cannot start microvm without kernel configuration: no boot-source is configured.".into(),
@@ -419,11 +421,27 @@ impl Control {
         if self.config.machine.track_dirty_pages {
             machine.start_dirty_log().map_err(failed)?;
         }
+        confine()?;
         machine.resume(0).map_err(failed)?;
         self.machine = Some(machine);
         self.stage = Stage::Running;
         Ok(())
     }
+}
+
+/// A machine is made before this thread is bound: opening its files and devices takes more than the filter allows.
+fn unconfined() -> Result<(), Denied> {
+    if sandbox::confined() {
+        return Err(Denied::Failed(
+            "a start has failed before in this process: begin with a fresh one".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// Binds this thread to its filter: everything is open and all threads run. The guest's first instruction comes after this.
+fn confine() -> Result<(), Denied> {
+    sandbox::enter(sandbox::Kind::Control, "control").map_err(|e| Denied::Failed(e.to_string()))
 }
 
 /// The kernel command line: the given one and the root device's, as Firecracker adds it.

@@ -10,6 +10,7 @@ use crate::migrate::{
 };
 use crate::mmds::Service;
 use crate::plugin::{Plugin, Probe};
+use crate::sandbox;
 use crate::state::{self, BOARD_MICROVM, Header};
 use crate::virtio::balloon::BalloonConfig;
 use crate::virtio::block::{DriveConfig, OnMigration};
@@ -451,6 +452,8 @@ impl Builder for Arriving {
         super::metadata::attach(&self.metadata, &devices, machine.slots())?;
         // While the guest still runs where it is: later this would be silence for its peers.
         machine.slots().await_links(LINKS_COME_UP);
+        // All is open and all threads run; from here on the peer's bytes become the guest's.
+        sandbox::enter(sandbox::Kind::Receive, "receive")?;
         Ok(Filling { machine, devices, disks })
     }
 }

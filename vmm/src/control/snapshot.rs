@@ -2,7 +2,7 @@
 //! devices in a section of their own, since paths of this host are no part of a guest's state.
 
 use super::moving::{describe, described, header, put_back};
-use super::{Control, Denied, spec};
+use super::{Control, Denied, confine, spec, unconfined};
 use crate::config::{MachineSpec, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType};
 use crate::machine::Machine;
 use crate::memory::ram::{Backing, layout};
@@ -88,6 +88,7 @@ fn take<S: Section>(sections: &mut Vec<MachineSection>) -> Result<S, Denied> {
 impl Control {
     /// Makes a machine out of a snapshot; paused unless `resume_vm`.
     pub(super) fn load(&mut self, request: &SnapshotLoad) -> Result<(), Denied> {
+        unconfined()?;
         if self.config != MachineSpec::default() {
             return Err(failed("a snapshot is loaded into a fresh instance, before anything is configured"));
         }
@@ -133,6 +134,7 @@ impl Control {
         if config.machine.track_dirty_pages {
             machine.start_dirty_log().map_err(failed)?;
         }
+        confine()?;
         if request.resume_vm {
             let advance_ns = if request.clock_realtime { since(clock.realtime_ns) } else { 0 };
             machine.resume(advance_ns).map_err(failed)?;

@@ -73,10 +73,51 @@ pub struct Descriptor {
     pub system_calls: Vec<String>,
     /// ioctl requests it makes.
     pub ioctls: Vec<u64>,
+    /// What its vCPU threads make of these two.
+    pub vcpu: ThreadNeeds,
+    /// What its functions make that the device thread calls.
+    pub device: ThreadNeeds,
     /// Device nodes it opens.
     pub device_nodes: Vec<String>,
     /// Preference, higher first.
     pub rank: u32,
+}
+
+/// What one kind of thread asks of the host's kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Default)]
+pub struct ThreadNeeds {
+    /// System calls.
+    pub system_calls: Vec<String>,
+    /// ioctl requests.
+    pub ioctls: Vec<u64>,
+}
+
+/// The descriptor in full, whatever revision the backend was built for: what it does not have is zero.
+///
+/// # Safety
+/// `d` points to a descriptor that is as long as it says, at least [`abi::Descriptor::SIZE_1_0`].
+unsafe fn whole(d: *const abi::Descriptor) -> abi::Descriptor {
+    let mut full = std::mem::MaybeUninit::<abi::Descriptor>::zeroed();
+    // SAFETY: the caller's promise; all its fields may be zero.
+    unsafe {
+        let len = ((*d).size as usize).min(size_of::<abi::Descriptor>());
+        std::ptr::copy_nonoverlapping(d.cast::<u8>(), full.as_mut_ptr().cast::<u8>(), len);
+        full.assume_init()
+    }
+}
+
+/// A thread's needs; null lists: those of all threads.
+///
+/// # Safety
+/// As [`list`] and [`texts`].
+unsafe fn needs(calls: &TextList, ioctls: *const u64, len: u64, all: &abi::Descriptor) -> ThreadNeeds {
+    // SAFETY: the caller's promise.
+    unsafe {
+        ThreadNeeds {
+            system_calls: texts(if calls.ptr.is_null() { &all.system_calls } else { calls }),
+            ioctls: if ioctls.is_null() { list(all.ioctls, all.ioctls_len) } else { list(ioctls, len) },
+        }
+    }
 }
 
 /// What a backend can do on this host.
@@ -199,12 +240,12 @@ impl Plugin {
             return Err(bad("lacks a descriptor"));
         }
         // SAFETY: the size comes first.
-        if (unsafe { (*table.descriptor).size } as usize) < size_of::<abi::Descriptor>() {
+        if (unsafe { (*table.descriptor).size }) < abi::Descriptor::SIZE_1_0 {
             return Err(bad("has a descriptor that is too short"));
         }
         // SAFETY: it and all it points to live as long as the process.
         let descriptor = unsafe {
-            let d = &*table.descriptor;
+            let d = &whole(table.descriptor);
             Descriptor {
                 name: text(&d.name),
                 summary: text(&d.summary),
@@ -216,6 +257,8 @@ impl Plugin {
                     .collect(),
                 system_calls: texts(&d.system_calls),
                 ioctls: list(d.ioctls, d.ioctls_len),
+                vcpu: needs(&d.vcpu_calls, d.vcpu_ioctls, d.vcpu_ioctls_len, d),
+                device: needs(&d.device_calls, d.device_ioctls, d.device_ioctls_len, d),
                 device_nodes: texts(&d.device_nodes),
                 rank: d.rank,
             }

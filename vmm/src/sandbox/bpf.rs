@@ -46,6 +46,21 @@ pub enum Check {
     },
 }
 
+impl Check {
+    /// Whether it holds of a call's arguments.
+    #[must_use]
+    pub fn holds(&self, args: &[u64; 6]) -> bool {
+        let arg = |index: u8| args[usize::from(index) % 6];
+        let low = |index: u8| (arg(index) & 0xffff_ffff) as u32;
+        match *self {
+            Check::Eq { index, value } => low(index) == value,
+            Check::Eq64 { index, value } => arg(index) == value,
+            Check::Ne { index, value } => low(index) != value,
+            Check::Masked { index, mask, value } => low(index) & mask == value,
+        }
+    }
+}
+
 /// What happens at a call that a rule fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {

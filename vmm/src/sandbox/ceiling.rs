@@ -3,6 +3,7 @@
 //! Called by the loader and by `Policy`. A backend says in its descriptor which system calls and ioctl requests its
 //! threads make; what is not here is refused before the plugin makes a VM.
 
+use super::Kind;
 use super::bpf::{Answer, Check, Rule};
 use super::names;
 
@@ -27,6 +28,8 @@ pub enum CeilingError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackendNeeds {
     rules: Vec<Rule>,
+    vcpu: Vec<Rule>,
+    device: Vec<Rule>,
 }
 
 const NO_EXEC: &[Check] = &[Check::Masked { index: 2, mask: libc::PROT_EXEC as u32, value: 0 }];
@@ -36,6 +39,7 @@ const CALLS: &[(&str, &[Check])] = &[
     ("read", &[]),
     ("write", &[]),
     ("close", &[]),
+    ("fcntl", &[Check::Eq { index: 1, value: libc::F_GETFD as u32 }]),
     ("eventfd2", &[]),
     ("timerfd_create", &[]),
     ("timerfd_settime", &[]),
@@ -102,52 +106,68 @@ const KVM_REQUESTS: &[u8] = &[
 ];
 
 impl BackendNeeds {
-    /// Checks what a descriptor declares.
+    /// Checks what a descriptor declares, the same for all its threads.
     pub fn new<'a>(calls: impl IntoIterator<Item = &'a str>, ioctls: &[u64]) -> Result<Self, CeilingError> {
-        let mut rules = Vec::new();
-        let mut may_ioctl = false;
-        for call in calls {
-            if call == "ioctl" {
-                may_ioctl = true;
-                continue;
-            }
-            let (_, checks) = CALLS
-                .iter()
-                .find(|(name, _)| *name == call)
-                .ok_or_else(|| CeilingError::Call(call.to_owned()))?;
-            // A host without the call cannot make it.
-            if let Some(number) = names::number(call) {
-                rules.push(Rule { number, checks: checks.to_vec(), answer: Answer::Allow });
-            }
-        }
-        match (may_ioctl, ioctls.is_empty()) {
-            (false, false) => return Err(CeilingError::IoctlsWithoutCall),
-            (true, true) => return Err(CeilingError::CallWithoutIoctls),
-            _ => {}
-        }
-        let mut requests = Vec::new();
-        for &request in ioctls {
-            let value = u32::try_from(request).map_err(|_| CeilingError::Ioctl(request))?;
-            let [number, kind, ..] = value.to_le_bytes();
-            if u64::from(kind) != KVM || !KVM_REQUESTS.contains(&number) {
-                return Err(CeilingError::Ioctl(request));
-            }
-            let checks = vec![Check::Eq { index: 1, value }];
-            requests.push(Rule { number: libc::SYS_ioctl, checks, answer: Answer::Allow });
-        }
-        // First, for they are what a vCPU thread makes most.
-        requests.append(&mut rules);
-        Ok(Self { rules: requests })
+        let rules = granted(calls, ioctls)?;
+        Ok(Self { vcpu: rules.clone(), device: rules.clone(), rules })
     }
 
-    /// As [`BackendNeeds::new`], of a loaded plugin.
+    /// Checks what a loaded plugin declares, for each kind of thread that runs its code.
     pub fn of(backend: &crate::plugin::Descriptor) -> Result<Self, CeilingError> {
-        Self::new(backend.system_calls.iter().map(String::as_str), &backend.ioctls)
+        let of = |calls: &[String], ioctls: &[u64]| granted(calls.iter().map(String::as_str), ioctls);
+        Ok(Self {
+            rules: of(&backend.system_calls, &backend.ioctls)?,
+            vcpu: of(&backend.vcpu.system_calls, &backend.vcpu.ioctls)?,
+            device: of(&backend.device.system_calls, &backend.device.ioctls)?,
+        })
     }
 
-    pub(super) fn rules(&self) -> &[Rule] {
-        &self.rules
+    /// What it may do on a thread of this kind: nothing where its code does not run.
+    pub fn rules(&self, kind: Kind) -> &[Rule] {
+        match kind {
+            Kind::Control | Kind::Receive => &self.rules,
+            Kind::Vcpu => &self.vcpu,
+            Kind::Device => &self.device,
+            Kind::Api | Kind::Migrate | Kind::Signals => &[],
+        }
     }
+}
+
+fn granted<'a>(calls: impl IntoIterator<Item = &'a str>, ioctls: &[u64]) -> Result<Vec<Rule>, CeilingError> {
+    let mut rules = Vec::new();
+    let mut may_ioctl = false;
+    for call in calls {
+        if call == "ioctl" {
+            may_ioctl = true;
+            continue;
+        }
+        let (_, checks) = CALLS
+            .iter()
+            .find(|(name, _)| *name == call)
+            .ok_or_else(|| CeilingError::Call(call.to_owned()))?;
+        // A host without the call cannot make it.
+        if let Some(number) = names::number(call) {
+            rules.push(Rule { number, checks: checks.to_vec(), answer: Answer::Allow });
+        }
+    }
+    match (may_ioctl, ioctls.is_empty()) {
+        (false, false) => return Err(CeilingError::IoctlsWithoutCall),
+        (true, true) => return Err(CeilingError::CallWithoutIoctls),
+        _ => {}
+    }
+    let mut requests = Vec::new();
+    for &request in ioctls {
+        let value = u32::try_from(request).map_err(|_| CeilingError::Ioctl(request))?;
+        let [number, kind, ..] = value.to_le_bytes();
+        if u64::from(kind) != KVM || !KVM_REQUESTS.contains(&number) {
+            return Err(CeilingError::Ioctl(request));
+        }
+        let checks = vec![Check::Eq { index: 1, value }];
+        requests.push(Rule { number: libc::SYS_ioctl, checks, answer: Answer::Allow });
+    }
+    // First, for they are what a vCPU thread makes most.
+    requests.append(&mut rules);
+    Ok(requests)
 }
 
 #[cfg(test)]
@@ -172,8 +192,8 @@ mod tests {
     #[test]
     fn within_the_ceiling_is_granted() {
         let needs = BackendNeeds::new(["futex", "ioctl", "mmap"], &[0xae80, 0x8090_ae81]).unwrap();
-        assert_eq!(needs.rules().len(), 4);
-        assert_eq!(needs.rules()[0].checks, [Check::Eq { index: 1, value: 0xae80 }]);
-        assert_eq!(needs.rules()[3].checks, NO_EXEC);
+        assert_eq!(needs.rules(Kind::Vcpu).len(), 4);
+        assert_eq!(needs.rules(Kind::Vcpu)[0].checks, [Check::Eq { index: 1, value: 0xae80 }]);
+        assert_eq!(needs.rules(Kind::Vcpu)[3].checks, NO_EXEC);
     }
 }

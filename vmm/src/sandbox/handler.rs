@@ -48,7 +48,7 @@ const _: () = assert!(mem::size_of::<SigsysInfo>() <= mem::size_of::<libc::sigin
 
 /// Installs the handler. `log` is a descriptor that stays open to the end, for the log file if there is one.
 pub fn install(log: Option<i32>) -> io::Result<()> {
-    LOG.store(log.unwrap_or(-1), Ordering::Relaxed);
+    log_to(log);
     let mut action: libc::sigaction = {
         // SAFETY: all-zero is a valid sigaction.
         unsafe { mem::zeroed() }
@@ -60,6 +60,11 @@ pub fn install(log: Option<i32>) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Where the line goes besides standard error from now on.
+pub fn log_to(log: Option<i32>) {
+    LOG.store(log.unwrap_or(-1), Ordering::Relaxed);
 }
 
 /// Tells the handler who this thread is.

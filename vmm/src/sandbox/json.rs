@@ -1,7 +1,7 @@
 //! `--seccomp-filter FILE`: filters of the user's own, in the JSON of Firecracker's seccompiler.
 //!
 //! Firecracker takes the file compiled by a tool of its own; here the JSON itself is taken. Threads are named `vmm` (or
-//! `control`), `api`, `vcpu`, and `device` and `migrate`, which are `vmm`'s unless given.
+//! `control`), `api`, `vcpu`, and `device`, `migrate`, `signals` and `receive`, which are `vmm`'s unless given.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ pub enum JsonError {
     #[error("not a seccomp filter: {0}")]
     Syntax(#[from] serde_json::Error),
     /// A thread that is not one of ours.
-    #[error("unknown thread category `{0}`: use vmm, api, vcpu, device, migrate")]
+    #[error("unknown thread category `{0}`: use vmm, api, vcpu, device, migrate, signals, receive")]
     Thread(String),
     /// A thread that must be there.
     #[error("no filter for the thread category `{0}`")]
@@ -138,6 +138,8 @@ pub(super) fn parse(text: &str) -> Result<BTreeMap<Kind, Filter>, JsonError> {
             "vcpu" => Kind::Vcpu,
             "device" => Kind::Device,
             "migrate" => Kind::Migrate,
+            "signals" => Kind::Signals,
+            "receive" => Kind::Receive,
             _ => return Err(JsonError::Thread(name)),
         };
         let mut rules = Vec::new();
@@ -155,7 +157,7 @@ pub(super) fn parse(text: &str) -> Result<BTreeMap<Kind, Filter>, JsonError> {
             return Err(JsonError::Missing(if kind == Kind::Control { "vmm" } else { kind.name() }));
         }
     }
-    for kind in [Kind::Device, Kind::Migrate] {
+    for kind in [Kind::Device, Kind::Migrate, Kind::Signals, Kind::Receive] {
         if let (false, Some(main)) = (filters.contains_key(&kind), filters.get(&Kind::Control).cloned()) {
             filters.insert(kind, main);
         }
@@ -180,7 +182,7 @@ mod tests {
             {"syscall":"mmap","args":[{"index":2,"type":"dword","op":{"masked_eq":4},"val":0}]}"#,
         );
         let filters = parse(&text).unwrap();
-        assert_eq!(filters.len(), 5);
+        assert_eq!(filters.len(), 7);
         let rules = &filters[&Kind::Device].rules;
         assert_eq!(rules[1].checks, [Check::Eq { index: 1, value: 44672 }]);
         assert_eq!(rules[2].checks, [Check::Masked { index: 2, mask: 4, value: 0 }]);

@@ -17,7 +17,7 @@ pub mod bpf;
 pub mod ceiling;
 pub mod handler;
 mod json;
-mod names;
+pub mod names;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -39,13 +39,19 @@ pub enum Kind {
     Device,
     /// Runs guest code.
     Vcpu,
-    /// A stream of a migration.
+    /// Sends the guest away, and each stream of a migration.
     Migrate,
+    /// Waits for SIGTERM and its kin.
+    Signals,
+    /// The first thread while a guest arrives: what `Control`, `Migrate` and `Api` may, for it starts threads of those
+    /// kinds and becomes the control thread, whose filter then lies on top.
+    Receive,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 5] = [Kind::Control, Kind::Api, Kind::Device, Kind::Vcpu, Kind::Migrate];
+    pub const ALL: [Kind; 7] =
+        [Kind::Control, Kind::Api, Kind::Device, Kind::Vcpu, Kind::Migrate, Kind::Signals, Kind::Receive];
 
     /// Its name in messages and documentation.
     #[must_use]
@@ -56,13 +62,23 @@ impl Kind {
             Kind::Device => "device",
             Kind::Vcpu => "vcpu",
             Kind::Migrate => "migrate",
+            Kind::Signals => "signals",
+            Kind::Receive => "receive",
         }
     }
 
-    /// Whether threads of this kind run the backend's code: the vCPUs; the control thread, which saves and loads its
-    /// state; the devices, which raise interrupts.
-    fn runs_backend(self) -> bool {
-        matches!(self, Kind::Control | Kind::Vcpu | Kind::Device)
+    /// The kinds whose rows of the table it has.
+    #[must_use]
+    pub fn rows(self) -> &'static [Kind] {
+        match self {
+            Kind::Control => &[Kind::Control],
+            Kind::Api => &[Kind::Api],
+            Kind::Device => &[Kind::Device],
+            Kind::Vcpu => &[Kind::Vcpu],
+            Kind::Migrate => &[Kind::Migrate],
+            Kind::Signals => &[Kind::Signals],
+            Kind::Receive => &[Kind::Receive, Kind::Control, Kind::Migrate, Kind::Api],
+        }
     }
 }
 
@@ -78,6 +94,12 @@ pub enum SandboxError {
     /// More rules than the kernel takes.
     #[error("the filter of the {0} threads is too long")]
     TooLong(&'static str),
+    /// No filters on this host at all.
+    #[error(
+        "this host takes no seccomp filters ({0}): a guest that broke out could ask anything of the kernel. \
+         Say --no-seccomp to run without them"
+    )]
+    Unavailable(io::Error),
     /// The kernel refused.
     #[error("the kernel refused the seccomp filter of a {0} thread: {1}; --no-seccomp runs without")]
     Install(&'static str, io::Error),
@@ -170,6 +192,15 @@ pub fn prepare(log: Option<i32>) -> io::Result<()> {
         // SAFETY: no other thread is there to read the environment.
         unsafe { std::env::remove_var(name) };
     }
+    // A fixed number of heaps: the C library need not count processors at some thread's first allocation.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a number, before there is another thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 4);
+    }
+    // The auxiliary vector, where they find the vDSO: read once, now, and not by whoever comes first.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let _ = rustix::param::page_size();
     handler::install(log)
 }
 
@@ -179,6 +210,16 @@ static POLICY: OnceLock<Policy> = OnceLock::new();
 /// Settles the filters of all threads that [`enter`] from now on. Once: false if they were settled before.
 pub fn choose(policy: Policy) -> bool {
     POLICY.set(policy).is_ok()
+}
+
+/// Whether this kernel takes filters; user-mode emulators do not.
+pub fn available() -> Result<(), SandboxError> {
+    let action: libc::c_uint = libc::SECCOMP_RET_TRAP;
+    const GET_ACTION_AVAIL: libc::c_uint = 2;
+    // SAFETY: reads the number, which lives through the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, GET_ACTION_AVAIL, 0 as libc::c_uint, &raw const action) };
+    if result == 0 { Ok(()) } else { Err(SandboxError::Unavailable(io::Error::last_os_error())) }
 }
 
 /// Binds the calling thread to the filter of its kind, if filters were chosen: see [`Policy::install`]. A thread's first
@@ -194,10 +235,10 @@ pub fn confined() -> bool {
 }
 
 fn rules(kind: Kind, needs: &BackendNeeds) -> Vec<Rule> {
-    let own = table::TABLE.iter().filter(|r| r.kinds.contains(&kind)).filter_map(|r| {
-        Some(Rule { number: names::number(r.call)?, checks: r.checks.to_vec(), answer: r.answer })
-    });
-    let backend = if kind.runs_backend() { needs.rules() } else { &[] };
+    let own = table::TABLE.iter().filter(|r| kind.rows().iter().any(|k| r.kinds.contains(k)));
+    let own = own
+        .flat_map(|r| r.numbers().map(|number| Rule { number, checks: r.checks.to_vec(), answer: r.answer }));
+    let backend = needs.rules(kind);
     let own_process = bpf::Check::Eq { index: 0, value: std::process::id() };
     // The backend's first: KVM_RUN is the most frequent of all.
     let mut all: Vec<Rule> = Vec::new();
@@ -230,13 +271,13 @@ pub fn describe() -> String {
                 bpf::Check::Masked { index, mask, value } => format!("arg{index} & {mask:#x} = {value:#x}"),
             })
             .collect();
-        if row.call == "tgkill" {
-            conditions.push("arg0 = this process".to_owned());
-        }
         if let Answer::Errno(n) = row.answer {
             conditions.push(format!("fails with error {n}"));
         }
         out.push_str(&format!("| `{}` | {kinds} | {} | {} |\n", row.call, conditions.join(", "), row.caller));
+        if row.numbers().next().is_none() {
+            continue;
+        }
         for kind in row.kinds {
             counts.entry(*kind).or_insert_with(std::collections::BTreeSet::new).insert(row.call);
         }
@@ -254,8 +295,10 @@ const HEAD: &str = "\
 # System calls of each thread
 
 Made from `vmm/src/sandbox/table.rs` by its test; numbers are those of x86-64. A call that is not here ends the process with code 148
-and a line that names it. The backend's own calls come on top for the control, device and vcpu threads: what its descriptor asks for,
-as far as `vmm/src/sandbox/ceiling.rs` allows it.
+and a line that names it. The backend's own calls come on top for the control, device and vcpu threads: what its descriptor asks for
+on that kind of thread, as far as `vmm/src/sandbox/ceiling.rs` allows it. While a guest arrives the first thread has the kind `receive`: the
+rows of control, migrate and api, and those that name it; then control's filter comes on top. To add a call: one row with its
+caller, nothing else; what is missing is named with its thread as the process ends.
 
 | call | threads | only if | who makes it |
 |---|---|---|---|

@@ -297,13 +297,13 @@ const OWN: &[(&str, i64)] = &[];
 
 /// The number of a call on this architecture; none if it has no such call.
 #[must_use]
-pub(super) fn number(name: &str) -> Option<i64> {
+pub fn number(name: &str) -> Option<i64> {
     NAMES.iter().chain(OLDER).chain(OWN).find(|(n, _)| *n == name).map(|(_, number)| *number)
 }
 
 /// The name of a call; allocates nothing, so that a signal handler may use it.
 #[must_use]
-pub(super) fn name(number: i64) -> Option<&'static str> {
+pub fn name(number: i64) -> Option<&'static str> {
     NAMES.iter().chain(OLDER).chain(OWN).find(|(_, n)| *n == number).map(|(name, _)| *name)
 }
 

@@ -5,6 +5,7 @@
 
 use super::Kind;
 use super::bpf::{Answer, Check};
+use super::names;
 
 /// A permission.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +22,23 @@ pub struct Row {
     pub caller: &'static str,
 }
 
-use Kind::{Api as A, Control as C, Device as D, Migrate as M, Vcpu as V};
-const ALL: &[Kind] = &[C, A, D, V, M];
+impl Row {
+    /// Its numbers on this host: none if the host has no such call.
+    pub fn numbers(&self) -> impl Iterator<Item = i64> {
+        // The C library takes the older form where there is one.
+        let older = match self.call {
+            "epoll_pwait" => Some("epoll_wait"),
+            "unlinkat" => Some("unlink"),
+            "renameat" | "renameat2" => Some("rename"),
+            _ => None,
+        };
+        let replaced = older.is_some_and(|older| names::number(older).is_some());
+        names::number(self.call).filter(|_| !replaced).into_iter()
+    }
+}
+
+use Kind::{Api as A, Control as C, Device as D, Migrate as M, Receive as R, Signals as S, Vcpu as V};
+const ALL: &[Kind] = &[C, A, D, V, M, S];
 
 const fn row(
     call: &'static str,
@@ -45,8 +61,6 @@ const NO_EXEC: &[Check] = &[without(2, libc::PROT_EXEC as i64)];
 /// Read only, and neither made nor cut.
 const OPEN_READ: &[Check] =
     &[without(2, (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | libc::O_PATH) as i64)];
-const OPEN_READ_OLD: &[Check] =
-    &[without(1, (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | libc::O_PATH) as i64)];
 /// What clone must share for its child to be a thread of this process and no more.
 const THREAD: i64 = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SIGHAND) as i64;
 
@@ -62,68 +76,69 @@ const fn thread_only(index: u8) -> Check {
 
 /// The rows, most called first within a thread's life.
 pub const TABLE: &[Row] = &[
-    row("read", ALL, &[], "eventfds, timers, sockets, disks, serial input, snapshot files"),
+    row("read", &[C, D, M], &[], "eventfds, timers, sockets, disks, serial input, snapshot files"),
     row("write", ALL, &[], "eventfds, serial output, sockets, disks, log"),
     row("futex", ALL, &[], "std: locks, channels, joins"),
-    row("epoll_wait", &[C, A, D], &[], "event loops (glibc on x86-64)"),
-    row("epoll_pwait", &[C, A, D], &[], "event loops (glibc elsewhere)"),
-    row("epoll_ctl", &[C, A, D], &[], "event loops: a queue, timer or connection comes or goes"),
-    row("ppoll", &[C, D, V, M], &[], "std and sockets with a time limit; serial output"),
-    row("poll", &[C, D, V, M], &[], "std and sockets with a time limit; serial output (x86-64)"),
+    row("epoll_wait", &[A, D], &[], "event loops (glibc on x86-64)"),
+    row("epoll_pwait", &[A, D], &[], "event loops (glibc elsewhere)"),
+    row("epoll_ctl", &[A, D], &[], "event loops: a queue, timer or connection comes or goes"),
+    row("ppoll", &[C, D, V, M], &[], "serial output: can its reader take it; sockets with a time limit"),
+    row("poll", &[C, D, V, M, R], &[], "serial output; std and sockets with a time limit (x86-64)"),
     row("clock_gettime", ALL, &[], "time, where the vDSO cannot tell it"),
     row("timerfd_settime", &[C, D, V], &[eq(1, 0)], "PIT, RTC and rate limiters"),
     row("timerfd_settime", &[C, D, V], &[eq(1, libc::TFD_TIMER_ABSTIME as i64)], "PIT and RTC deadlines"),
     row("pread64", &[C, D, M], &[], "disks, snapshot files"),
-    row("pwrite64", &[C, D, M], &[], "disks, snapshot files"),
+    row("pwrite64", &[C, D], &[], "disks, snapshot files"),
     row("preadv", &[D], &[], "disks"),
     row("pwritev", &[D], &[], "disks"),
     row("readv", &[D, M], &[], "tap device, streams"),
-    row("writev", &[C, D, M], &[], "tap device, streams, log lines"),
-    row("fdatasync", &[C, D], &[], "disks: flush; snapshot files"),
+    row("writev", &[D, M], &[], "tap device, streams, log lines"),
+    row("fdatasync", &[D], &[], "disks: flush; snapshot files"),
     row("fsync", &[C, D], &[], "disks: flush; snapshot files"),
     row("fallocate", &[D], &[], "disks: discard, write zeroes"),
     row("ftruncate", &[C], &[], "snapshot: a sparse memory file"),
     row("lseek", &[C, D, M], &[], "disks: size; snapshot: holes"),
-    row("getrandom", &[C, A, D, M], &[], "entropy device; hash maps; TLS"),
-    row("recvfrom", &[C, A, D, M], &[], "sockets"),
+    row("getrandom", ALL, &[], "entropy device; hash maps; TLS"),
+    row("recvfrom", &[A, D, M], &[], "sockets"),
     row("sendto", &[C, A, D, V, M], &[], "sockets; serial output to one"),
     row("recvmsg", &[D, M], &[], "sockets"),
     row("sendmsg", &[D, M], &[], "sockets"),
-    row("accept4", &[C, A, D, M], &[], "API connections, vsock, a second migration stream"),
+    row("accept4", &[A, D, M], &[], "API connections, vsock, a second migration stream"),
     row("socket", &[D], &[eq(0, libc::AF_UNIX as i64)], "vsock: a guest's connection to a Unix socket"),
-    row("socket", &[C, M], &[eq(0, libc::AF_UNIX as i64)], "migration to unix:PATH"),
+    row("socket", &[M], &[eq(0, libc::AF_UNIX as i64)], "migration to unix:PATH"),
     row(
         "socket",
-        &[C, M],
+        &[M],
         &[eq(0, libc::AF_INET as i64), eq(1, (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as i64)],
         "migration to tcp:HOST:PORT",
     ),
     row(
         "socket",
-        &[C, M],
+        &[M],
         &[eq(0, libc::AF_INET6 as i64), eq(1, (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as i64)],
         "migration to tcp:HOST:PORT",
     ),
-    row("socket", &[C, M], &[eq(0, libc::AF_VSOCK as i64)], "migration to vsock:CID:PORT"),
-    row("connect", &[C, D, M], &[], "vsock, migration"),
-    row("bind", &[D], &[], "vsock: a listening socket"),
-    row("listen", &[D], &[], "vsock: a listening socket"),
-    row("setsockopt", &[C, D, M], &[], "time limits, TCP_NODELAY, buffers"),
-    row("getsockopt", &[C, D, M], &[], "outcome of a connect"),
-    row("getpeername", &[C, M], &[], "migration: whom to name in messages"),
-    row("getsockname", &[C, M], &[], "migration: whom to name in messages"),
-    row("shutdown", &[C, D, M], &[], "ends of streams"),
-    row("ioctl", &[C, A, D, M], &[eq(1, libc::FIONBIO as i64)], "std: non-blocking sockets"),
+    row("socket", &[M], &[eq(0, libc::AF_VSOCK as i64)], "migration to vsock:CID:PORT"),
+    row("connect", &[D, M], &[], "vsock, migration"),
+    row("bind", &[R], &[], "API socket of a guest that has arrived"),
+    row("listen", &[R], &[], "API socket of a guest that has arrived"),
+    row("rt_sigtimedwait", &[S], &[], "the signals that end the process"),
+    row("setsockopt", &[D, M], &[], "time limits, TCP_NODELAY, buffers"),
+    row("getsockopt", &[D, M], &[], "outcome of a connect"),
+    row("getpeername", &[M], &[], "migration: whom to name in messages"),
+    row("getsockname", &[M], &[], "migration: whom to name in messages"),
+    row("shutdown", &[D, M], &[], "ends of streams"),
+    row("ioctl", &[A, D, M], &[eq(1, libc::FIONBIO as i64)], "std: non-blocking sockets"),
     row(
         "ioctl",
-        &[C, D, V],
+        &[D, V],
         &[eq(1, libc::TUNSETOFFLOAD as i64)],
         "tap device: what the guest's driver accepts",
     ),
-    row("ioctl", &[C, D], &[eq(1, libc::TCGETS as i64)], "terminal of the serial port, restored at the end"),
-    row("ioctl", &[C, D], &[eq(1, libc::TCSETS as i64)], "terminal of the serial port, restored at the end"),
-    row("fcntl", &[C, D, M], &[eq(1, libc::F_GETFL as i64)], "std and sockets"),
-    row("fcntl", &[C, D, M], &[eq(1, libc::F_SETFL as i64)], "std and sockets"),
+    row("ioctl", &[C], &[eq(1, libc::TCGETS as i64)], "terminal of the serial port, restored at the end"),
+    row("ioctl", &[C], &[eq(1, libc::TCSETS as i64)], "terminal of the serial port, restored at the end"),
+    row("fcntl", &[D, M], &[eq(1, libc::F_GETFL as i64)], "std and sockets"),
+    row("fcntl", &[D, M], &[eq(1, libc::F_SETFL as i64)], "std and sockets"),
     row("fcntl", &[C, D, M], &[eq(1, libc::F_DUPFD_CLOEXEC as i64)], "std: File::try_clone"),
     row("fcntl", &[C, A, D, M], &[eq(1, libc::F_GETFD as i64)], "std's check of closed descriptors"),
     row(
@@ -132,24 +147,35 @@ pub const TABLE: &[Row] = &[
         &[without(2, (libc::O_PATH | libc::O_TMPFILE & !libc::O_DIRECTORY) as i64)],
         "drives changed by the API, snapshot files",
     ),
+    row("fcntl", &[M], &[eq(1, libc::F_GET_SEALS as i64)], "guest memory handed over: may it still be cut"),
+    row("ioctl", &[M, R], &[eq(1, 0xc020_aa00)], "postcopy: UFFDIO_REGISTER"),
+    row("ioctl", &[M, R], &[eq(1, 0x8010_aa01)], "postcopy: UFFDIO_UNREGISTER"),
+    row("ioctl", &[M, R], &[eq(1, 0x8010_aa02)], "postcopy: UFFDIO_WAKE"),
+    row("ioctl", &[M, R], &[eq(1, 0xc028_aa03)], "postcopy: UFFDIO_COPY"),
+    row("ioctl", &[M, R], &[eq(1, 0xc020_aa04)], "postcopy: UFFDIO_ZEROPAGE"),
+    row("ioctl", &[M, R], &[eq(1, 0xc018_aa3f)], "postcopy: UFFDIO_API"),
+    row(
+        "fcntl",
+        &[M],
+        &[eq(1, libc::F_ADD_SEALS as i64)],
+        "the deed of memory handed over: its size is fixed",
+    ),
+    row("memfd_create", &[M], &[], "the deed of memory handed over; nothing can be executed from it"),
+    row("ftruncate", &[M], &[], "the deed's size"),
     row("openat", &[M], OPEN_READ, "std: available parallelism and the like, read only"),
-    row("open", &[M], OPEN_READ_OLD, "C library, read only"),
     row("close", ALL, &[], "whatever is no longer needed"),
     row("fstat", &[C, D, M], &[], "files: kind and size"),
     row("newfstatat", &[C, M], &[], "files: kind and size"),
     row("statx", &[C, D, M], &[], "files: kind and size"),
-    row("unlink", &[C], &[], "sockets and half-written snapshot files (x86-64)"),
-    row("unlinkat", &[C], &[], "sockets and half-written snapshot files"),
+    row("unlink", &[C, S], &[], "sockets and half-written snapshot files (x86-64)"),
+    row("unlinkat", &[C, S], &[], "sockets and half-written snapshot files"),
     row("rename", &[C], &[], "snapshot: put into place when whole (x86-64)"),
     row("renameat2", &[C], &[], "snapshot: put into place when whole"),
     row("renameat", &[C], &[], "snapshot: put into place when whole"),
-    row("mkdir", &[C], &[], "snapshot: its directory (x86-64)"),
-    row("mkdirat", &[C], &[], "snapshot: its directory"),
-    row("getdents64", &[C], &[], "snapshot: what is left of one cut short"),
-    row("eventfd2", &[C, M], &[], "wake-ups between threads"),
-    row("timerfd_create", &[C, M], &[], "a device made again after a snapshot"),
-    row("epoll_create1", &[C], &[], "event loops"),
-    row("userfaultfd", &[C, M], &[], "postcopy"),
+    row("eventfd2", &[M, R], &[], "wake-ups between threads"),
+    row("timerfd_create", &[M], &[], "a device made again after a snapshot"),
+    row("epoll_create1", &[R], &[], "event loops"),
+    row("userfaultfd", &[M, R], &[], "postcopy"),
     row("mmap", ALL, NO_EXEC, "allocator, thread stacks, guest memory; never executable"),
     row("munmap", ALL, &[], "allocator, thread stacks, guest memory"),
     row("mremap", ALL, &[], "allocator: a large vector grows"),
@@ -158,23 +184,22 @@ pub const TABLE: &[Row] = &[
     row("brk", ALL, &[], "allocator"),
     row("sched_yield", ALL, &[], "std: channels"),
     row("clock_nanosleep", ALL, &[], "std: sleep, and waits with a limit"),
-    row("nanosleep", &[C, M], &[], "std: sleep"),
-    row("tgkill", &[C, D, V], &[], "kick of a vCPU; `rules` adds that it is one of this process"),
-    row("gettid", ALL, &[], "std: thread ids; abort"),
-    row("getpid", ALL, &[], "kick of a vCPU; abort"),
-    row("rt_sigprocmask", ALL, &[], "thread start and end; abort"),
-    row("rt_sigaction", ALL, &[eq(0, libc::SIGABRT as i64)], "abort after a panic"),
-    row("rt_sigreturn", ALL, &[], "return from the kick's handler"),
+    row("nanosleep", &[M], &[], "std: sleep"),
+    row("getpid", ALL, &[], "snapshot: the name of a file in the making; abort"),
+    row("tgkill", ALL, &[eq(2, libc::SIGABRT as i64)], "abort, of this process only"),
+    row("gettid", ALL, &[], "std: who panicked"),
+    row("rt_sigprocmask", ALL, &[], "thread start and end"),
+    row("rt_sigreturn", ALL, &[], "return from a signal's handler"),
     row("restart_syscall", ALL, &[], "the kernel's own, after a stop"),
     row("sigaltstack", ALL, &[], "std: end of a thread"),
+    row("sched_getaffinity", &[C, M, R], &[], "start of a thread: std asks for its stack"),
     row("set_robust_list", &[C, M], &[], "start of a thread"),
     row("rseq", &[C, M], &[], "start of a thread"),
-    row("sched_getaffinity", &[C, M], &[], "start of a thread; available parallelism"),
-    row("prctl", ALL, &[eq(0, libc::PR_SET_NAME as i64)], "start of a thread"),
-    row("prctl", &[C, M], &[eq(0, libc::PR_SET_NO_NEW_PRIVS as i64)], "a later thread's own filter"),
+    row("prctl", &[C, M, R], &[eq(0, libc::PR_SET_NAME as i64)], "start of a thread"),
+    row("prctl", &[M, R], &[eq(0, libc::PR_SET_NO_NEW_PRIVS as i64)], "a later thread's own filter"),
     row(
         "seccomp",
-        &[C, M],
+        &[M, R],
         &[eq(0, libc::SECCOMP_SET_MODE_FILTER as i64)],
         "a later thread's own filter, on top of this",
     ),

@@ -112,6 +112,8 @@ pub(crate) struct Stop {
     pub(crate) name: String,
     command: Vec<String>,
     backend: String,
+    /// Under user-mode emulation there are no seccomp filters, and godwit wants to be told so.
+    emulated: bool,
 }
 
 impl Stop {
@@ -120,6 +122,7 @@ impl Stop {
             name: backend.to_owned(),
             command: vec![program.display().to_string()],
             backend: backend.to_owned(),
+            emulated: false,
         }
     }
 
@@ -129,7 +132,7 @@ impl Stop {
         if command.is_empty() {
             return Err(format!("--stop {text}: no command"));
         }
-        Ok(Stop { name: name.to_owned(), command, backend: "interp".into() })
+        Ok(Stop { name: name.to_owned(), command, backend: "interp".into(), emulated: true })
     }
 }
 
@@ -152,6 +155,7 @@ impl Host {
         let mut child = Command::new(&stop.command[0])
             .args(&stop.command[1..])
             .args(args)
+            .args(stop.emulated.then_some("--no-seccomp"))
             .args(["--backend", &stop.backend, "--api-sock"])
             .arg(&api)
             .stdin(Stdio::piped())
