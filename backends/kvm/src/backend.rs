@@ -286,21 +286,37 @@ const REQUESTS: &[u64] = &[
             sys::GET_TSC_KHZ,
             sys::SET_TSC_KHZ,
         ];
-/// RUN and what ends it in a state that can be saved; a device's register may raise an interrupt or move its route.
+/// RUN and the state of vCPUs; a device's register may raise an interrupt or move its route. Nothing of the VM's memory.
 const VCPU_REQUESTS: &[u64] = &[
     sys::RUN,
     sys::SET_SIGNAL_MASK,
     sys::SIGNAL_MSI,
     sys::SET_GSI_ROUTING,
-    sys::GET_LAPIC,
+    sys::NMI,
     sys::GET_REGS,
+    sys::SET_REGS,
     sys::GET_SREGS,
-    sys::GET_VCPU_EVENTS,
-    sys::SET_VCPU_EVENTS,
+    sys::SET_SREGS,
+    sys::GET_SREGS2,
+    sys::SET_SREGS2,
+    sys::GET_MSRS,
+    sys::SET_MSRS,
+    sys::GET_LAPIC,
+    sys::SET_LAPIC,
     sys::GET_MP_STATE,
     sys::SET_MP_STATE,
+    sys::GET_VCPU_EVENTS,
+    sys::SET_VCPU_EVENTS,
+    sys::GET_DEBUGREGS,
+    sys::SET_DEBUGREGS,
+    sys::GET_XSAVE,
+    sys::SET_XSAVE,
+    sys::GET_XCRS,
+    sys::SET_XCRS,
+    sys::GET_TSC_KHZ,
+    sys::SET_TSC_KHZ,
 ];
-const DEVICE_REQUESTS: &[u64] = &[sys::SIGNAL_MSI];
+const DEVICE_REQUESTS: &[u64] = &[sys::SIGNAL_MSI, sys::SET_GSI_ROUTING, sys::NMI];
 
 impl Backend for KvmBackend {
     type Vm = KvmVm;

@@ -127,7 +127,7 @@ pub const TABLE: &[Row] = &[
     row("getsockopt", &[D, M], &[], "outcome of a connect"),
     row("getpeername", &[M], &[], "migration: whom to name in messages"),
     row("getsockname", &[M], &[], "migration: whom to name in messages"),
-    row("shutdown", &[D, M], &[], "ends of streams"),
+    row("shutdown", &[A, D, M], &[], "ends of streams; a refused request"),
     row("ioctl", &[A, D, M], &[eq(1, libc::FIONBIO as i64)], "std: non-blocking sockets"),
     row(
         "ioctl",
