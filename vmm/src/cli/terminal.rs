@@ -47,7 +47,7 @@ pub(super) fn again() {
 /// A process in the background would be stopped for touching the terminal.
 fn in_foreground(terminal: &File) -> bool {
     // SAFETY: has no arguments and cannot fail.
-    let own = unsafe { libc::getpgrp() };
+    let own = unsafe { libc::getpgid(0) };
     tcgetpgrp(terminal).is_ok_and(|group| group.as_raw_pid() == own)
 }
 
@@ -55,10 +55,10 @@ extern "C" fn last_words(signal: libc::c_int) {
     // A thread with a filter must not: that would end the process for another reason than the one it dies of.
     if !crate::sandbox::confined() {
         restore();
-        // The disposition is the default again. A fault would come anew by itself, somebody's signal would not.
-        // SAFETY: plain system call.
-        unsafe { libc::raise(signal) };
     }
+    // The disposition is the default again. A fault would come anew by itself, somebody's signal would not.
+    // SAFETY: plain system call, which every filter allows for these signals.
+    unsafe { libc::raise(signal) };
 }
 
 fn on_deadly_signals() {
