@@ -1,7 +1,7 @@
 //! Which rules of the filters a running godwit uses: a tracer by ptrace, the production filters untouched.
 //!
 //! With `GODWIT_SYSCALLS=DIR` in its environment the harness puts a tracer beside each godwit that it starts; the tracer
-//! writes what it saw to DIR. `tests/tests/syscalls.rs` compares that with the table. A call counts for the kind of thread
+//! writes what it saw to DIR, by rows of the table. A call counts for the kind of thread
 //! that made it, from the moment that the thread has its filter.
 
 use godwit_vmm::sandbox::{Kind, names, table};
