@@ -96,6 +96,12 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(ip) = host.parse::<std::net::IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(vec![
+            (std::net::Ipv4Addr::LOCALHOST, port).into(),
+            (std::net::Ipv6Addr::LOCALHOST, port).into(),
+        ]);
+    }
     // A resolver reads files, loads libraries and asks servers, for which the filter would end the process.
     if crate::sandbox::confined() {
         let why = format!("`{host}` is a name; with seccomp on give an IP address");
