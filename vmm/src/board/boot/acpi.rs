@@ -1,6 +1,6 @@
 //! ACPI tables: RSDP, XSDT, FADT (hardware-reduced), MADT, DSDT (ACPI 6.5, chapter 5).
 //!
-//! They say what the board is: so many LAPICs, one I/O APIC with line 0 on pin 2, the serial port, the clock, the keyboard
+//! They say what the board is: so many LAPICs, one I/O APIC with line 0 on pin 2, the serial port, the keyboard
 //! controller, the virtio-mmio windows, the VM generation ID with the event device that tells of a new one, how to reset
 //! and how to switch off.
 
@@ -77,14 +77,8 @@ fn port(address: u16) -> [u8; 12] {
     out
 }
 
-/// Clock and keyboard controller.
+/// The keyboard controller. Not the clock: Linux would claim line 8 for it, which is the fourth virtio window's.
 fn legacy(aml: &mut Vec<u8>) {
-    let id = EISAName::new("PNP0B00");
-    let id = Name::new("_HID".into(), &id);
-    let (ports, line) = (IO::new(0x70, 0x70, 1, 2), Interrupt::new(true, true, false, false, 8));
-    let resources = ResourceTemplate::new(vec![&ports, &line]);
-    let crs = Name::new("_CRS".into(), &resources);
-    let rtc = Device::new("RTC_".into(), vec![&id, &crs]);
     let id = EISAName::new("PNP0303");
     let id = Name::new("_HID".into(), &id);
     let (data, command) = (IO::new(0x60, 0x60, 1, 1), IO::new(0x64, 0x64, 1, 1));
@@ -92,7 +86,7 @@ fn legacy(aml: &mut Vec<u8>) {
     let resources = ResourceTemplate::new(vec![&data, &command, &line]);
     let crs = Name::new("_CRS".into(), &resources);
     let keyboard = Device::new("PS2_".into(), vec![&id, &crs]);
-    Scope::new("_SB_".into(), vec![&rtc, &keyboard]).to_aml_bytes(aml);
+    Scope::new("_SB_".into(), vec![&keyboard]).to_aml_bytes(aml);
 }
 
 /// The generation ID's address, and the event device that passes its interrupt on. Names and IDs are those that guests know
