@@ -30,11 +30,16 @@ fn has_code(vector: u8) -> bool {
     matches!(vector, 8 | 10..=14 | 17 | 21)
 }
 
+/// Exceptions raised by delivering one, before the instruction is started again.
+const NESTED: u32 = 16;
+
 impl Cpu {
     /// Delivers `self.exception`, and what that raises.
     pub(crate) fn deliver_exception(&mut self) -> Flow {
         let mut e = self.exception;
-        loop {
+        // Benign exceptions may raise each other for ever (#AC out of a handler of its own): silicon hangs there. Here the
+        // instruction starts again, after a look at who wants this vCPU to stop.
+        for _ in 0..NESTED {
             match e.vector {
                 PF => self.sys.cr2 = e.payload,
                 1 => self.take_debug(e.payload),
@@ -50,6 +55,7 @@ impl Cpu {
                 },
             }
         }
+        Flow::Next
     }
 
     /// What follows when `self.exception` is raised while delivering `first`.

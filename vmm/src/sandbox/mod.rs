@@ -192,11 +192,13 @@ pub fn prepare(log: Option<i32>) -> io::Result<()> {
         // SAFETY: no other thread is there to read the environment.
         unsafe { std::env::remove_var(name) };
     }
-    // A fixed number of heaps: the C library need not count processors at some thread's first allocation.
+    // A fixed number of heaps: the C library need not count processors at some thread's first allocation. And none is cut
+    // shorter: the library would read the kernel's overcommit setting first.
     #[cfg(target_env = "gnu")]
-    // SAFETY: a number, before there is another thread.
+    // SAFETY: two numbers, before there is another thread.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 4);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
     // The auxiliary vector, where they find the vDSO: read once, now, and not by whoever comes first.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
