@@ -80,6 +80,18 @@ impl<'a> Card<'a> {
         self.send.finished().map(|_| ())
     }
 
+    /// Says where this card is to who asked.
+    fn answer(&mut self, question: &[u8]) -> Outcome {
+        let mut frame = [0u8; 60];
+        frame[..6].copy_from_slice(&question[22..28]);
+        frame[6..12].copy_from_slice(&self.mac);
+        frame[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
+        frame[22..28].copy_from_slice(&self.mac);
+        frame[28..32].copy_from_slice(&self.own);
+        frame[32..42].copy_from_slice(&question[22..32]);
+        self.transmit(&frame)
+    }
+
     /// The next frame for which `wanted` holds; others are let go.
     fn await_frame(&mut self, frame: &mut [u8], wanted: impl Fn(&[u8]) -> bool) -> Outcome<usize> {
         for _ in 0..64 {
@@ -90,6 +102,11 @@ impl<'a> Card<'a> {
                 *byte = read(from + i);
             }
             self.offer();
+            // A host asks again and again where its neighbours are, and stops sending to one that is silent.
+            if len >= 42 && frame[12..14] == [8, 6] && frame[20..22] == [0, 1] && frame[38..42] == self.own {
+                self.answer(&frame[..len])?;
+                continue;
+            }
             if len >= 34 && wanted(&frame[..len]) {
                 return Ok(len);
             }
