@@ -52,8 +52,8 @@ fn in_foreground(terminal: &File) -> bool {
 }
 
 extern "C" fn last_words(signal: libc::c_int) {
-    // A thread with a filter must not: that would end the process for another reason than the one it dies of.
-    if !crate::sandbox::confined() {
+    // A thread whose filter forbids it must not: that would end the process for another reason than the one it dies of.
+    if crate::sandbox::may_set_terminal() {
         restore();
     }
     // The disposition is the default again. A fault would come anew by itself, somebody's signal would not.

@@ -35,6 +35,10 @@ pub(super) fn confined() -> bool {
     CONFINED.get()
 }
 
+pub(super) fn kind() -> Option<Kind> {
+    LABEL.get().0
+}
+
 /// The head of `siginfo_t` for SIGSYS on 64-bit Linux.
 #[repr(C)]
 struct SigsysInfo {

@@ -236,6 +236,12 @@ pub fn confined() -> bool {
     handler::confined()
 }
 
+/// Whether the calling thread may set the terminal: without a filter, or with one that has the row. For handlers of signals too.
+#[must_use]
+pub fn may_set_terminal() -> bool {
+    !confined() || matches!(handler::kind(), Some(Kind::Control | Kind::Signals))
+}
+
 fn rules(kind: Kind, needs: &BackendNeeds) -> Vec<Rule> {
     let own = table::TABLE.iter().filter(|r| kind.rows().iter().any(|k| r.kinds.contains(k)));
     let own = own
