@@ -205,10 +205,10 @@ fn frequency(config: &VmConfig, host_khz: u64, scaling: bool) -> Result<(u64, bo
     }
 }
 
-/// What the control thread makes once the VM runs. ioctl: all of it. gettid, tgkill, getpid: kicks. clock_gettime: where the
-/// vDSO has none. clock_nanosleep: a TSC that must not go back (time.rs). munmap, close, fcntl (std's check of what it
-/// closes, in debug builds): the end of a vCPU or VM. mmap, mprotect, madvise, brk: the allocator.
-const CALLS: &[&str] = &[
+/// A list of system calls: what running, kicking and dropping a vCPU makes, and then what is named.
+macro_rules! with_vcpu_calls {
+    ($($more:literal),*) => {
+        &[
             "ioctl",
             "gettid",
             "getpid",
@@ -217,7 +217,6 @@ const CALLS: &[&str] = &[
             "rt_sigtimedwait",
             "rt_sigreturn",
             "clock_gettime",
-            "clock_nanosleep",
             "futex",
             "mmap",
             "mprotect",
@@ -226,41 +225,27 @@ const CALLS: &[&str] = &[
             "brk",
             "close",
             "fcntl",
-        ];
+            $($more),*
+        ]
+    };
+}
+/// What the control thread makes once the VM runs. ioctl: all of it. gettid, tgkill, getpid: kicks. clock_gettime: where the
+/// vDSO has none. clock_nanosleep: a TSC that must not go back (time.rs). munmap, close, fcntl (std's check of what it
+/// closes, in debug builds): the end of a vCPU or VM. mmap, mprotect, madvise, brk: the allocator.
+const CALLS: &[&str] = with_vcpu_calls!["clock_nanosleep"];
 /// rt_sig*: taking a kick's signal in.
-const VCPU_CALLS: &[&str] = &[
-    "ioctl",
-    "gettid",
-    "getpid",
-    "tgkill",
-    "rt_sigprocmask",
-    "rt_sigtimedwait",
-    "rt_sigreturn",
-    "clock_gettime",
-    "futex",
-    "mmap",
-    "mprotect",
-    "madvise",
-    "munmap",
-    "brk",
-    "close",
-    "fcntl",
-];
+const VCPU_CALLS: &[&str] = with_vcpu_calls![];
 /// An interrupt line kicks a vCPU.
 const DEVICE_CALLS: &[&str] = &["ioctl", "gettid", "getpid", "tgkill", "futex"];
-const REQUESTS: &[u64] = &[
+/// A list of ioctl requests: running a vCPU, raising its interrupts, its state; and then what is named.
+macro_rules! with_vcpu_requests {
+    ($($more:ident),*) => {
+        &[
             sys::RUN,
-            sys::GET_DIRTY_LOG,
-            sys::CLEAR_DIRTY_LOG,
-            sys::SET_USER_MEMORY_REGION,
-            sys::SET_GSI_ROUTING,
-            sys::IRQFD,
-            sys::IOEVENTFD,
+            sys::SET_SIGNAL_MASK,
             sys::SIGNAL_MSI,
-            sys::GET_CLOCK,
-            sys::SET_CLOCK,
-            sys::GET_DEVICE_ATTR,
-            sys::SET_DEVICE_ATTR,
+            sys::SET_GSI_ROUTING,
+            sys::NMI,
             sys::GET_REGS,
             sys::SET_REGS,
             sys::GET_SREGS,
@@ -281,41 +266,25 @@ const REQUESTS: &[u64] = &[
             sys::SET_XSAVE,
             sys::GET_XCRS,
             sys::SET_XCRS,
-            sys::SET_SIGNAL_MASK,
-            sys::NMI,
             sys::GET_TSC_KHZ,
             sys::SET_TSC_KHZ,
-        ];
-/// RUN and the state of vCPUs; a device's register may raise an interrupt or move its route. Nothing of the VM's memory.
-const VCPU_REQUESTS: &[u64] = &[
-    sys::RUN,
-    sys::SET_SIGNAL_MASK,
-    sys::SIGNAL_MSI,
-    sys::SET_GSI_ROUTING,
-    sys::NMI,
-    sys::GET_REGS,
-    sys::SET_REGS,
-    sys::GET_SREGS,
-    sys::SET_SREGS,
-    sys::GET_SREGS2,
-    sys::SET_SREGS2,
-    sys::GET_MSRS,
-    sys::SET_MSRS,
-    sys::GET_LAPIC,
-    sys::SET_LAPIC,
-    sys::GET_MP_STATE,
-    sys::SET_MP_STATE,
-    sys::GET_VCPU_EVENTS,
-    sys::SET_VCPU_EVENTS,
-    sys::GET_DEBUGREGS,
-    sys::SET_DEBUGREGS,
-    sys::GET_XSAVE,
-    sys::SET_XSAVE,
-    sys::GET_XCRS,
-    sys::SET_XCRS,
-    sys::GET_TSC_KHZ,
-    sys::SET_TSC_KHZ,
+            $(sys::$more),*
+        ]
+    };
+}
+const REQUESTS: &[u64] = with_vcpu_requests![
+    GET_DIRTY_LOG,
+    CLEAR_DIRTY_LOG,
+    SET_USER_MEMORY_REGION,
+    IRQFD,
+    IOEVENTFD,
+    GET_CLOCK,
+    SET_CLOCK,
+    GET_DEVICE_ATTR,
+    SET_DEVICE_ATTR
 ];
+/// RUN and the state of vCPUs; a device's register may raise an interrupt or move its route. Nothing of the VM's memory.
+const VCPU_REQUESTS: &[u64] = with_vcpu_requests![];
 const DEVICE_REQUESTS: &[u64] = &[sys::SIGNAL_MSI, sys::SET_GSI_ROUTING, sys::NMI];
 
 impl Backend for KvmBackend {

@@ -13,14 +13,14 @@ use std::sync::atomic::Ordering;
 static DOORBELL: Doorbell1 = Doorbell1 {
     size: size_of::<Doorbell1>() as u32,
     reserved: 0,
-    add: Some(doorbell_add),
-    remove: Some(doorbell_remove),
+    add: Some(doorbell::<true>),
+    remove: Some(doorbell::<false>),
 };
 static IRQFD: Irqfd1 = Irqfd1 {
     size: size_of::<Irqfd1>() as u32,
     reserved: 0,
-    add: Some(irqfd_add),
-    remove: Some(irqfd_remove),
+    add: Some(irqfd::<true>),
+    remove: Some(irqfd::<false>),
 };
 static COUNTERS: Counters1 =
     Counters1 { size: size_of::<Counters1>() as u32, reserved: 0, read: Some(counters_read) };
@@ -64,7 +64,7 @@ impl KvmVm {
 // The functions below are called through the tables under the contract of godwit-abi: `vm` is a live handle of this backend and
 // the pointers are valid for the call. Each `unsafe` block rests on that.
 
-unsafe extern "C" fn doorbell_add(
+unsafe extern "C" fn doorbell<const ON: bool>(
     vm: VmHandle,
     gpa: u64,
     width: u32,
@@ -73,39 +73,14 @@ unsafe extern "C" fn doorbell_add(
     fd: i32,
     err: *mut ErrorText,
 ) -> i32 {
+    let value = (match_value != 0).then_some(value);
     // SAFETY: contract.
-    unsafe {
-        guarded(err, || {
-            vm_ref::<KvmBackend>(vm).doorbell(gpa, width, (match_value != 0).then_some(value), fd, true)
-        })
-    }
+    unsafe { guarded(err, || vm_ref::<KvmBackend>(vm).doorbell(gpa, width, value, fd, ON)) }
 }
 
-unsafe extern "C" fn doorbell_remove(
-    vm: VmHandle,
-    gpa: u64,
-    width: u32,
-    match_value: u32,
-    value: u64,
-    fd: i32,
-    err: *mut ErrorText,
-) -> i32 {
+unsafe extern "C" fn irqfd<const ON: bool>(vm: VmHandle, gsi: u32, fd: i32, err: *mut ErrorText) -> i32 {
     // SAFETY: contract.
-    unsafe {
-        guarded(err, || {
-            vm_ref::<KvmBackend>(vm).doorbell(gpa, width, (match_value != 0).then_some(value), fd, false)
-        })
-    }
-}
-
-unsafe extern "C" fn irqfd_add(vm: VmHandle, gsi: u32, fd: i32, err: *mut ErrorText) -> i32 {
-    // SAFETY: contract.
-    unsafe { guarded(err, || vm_ref::<KvmBackend>(vm).irqfd(gsi, fd, true)) }
-}
-
-unsafe extern "C" fn irqfd_remove(vm: VmHandle, gsi: u32, fd: i32, err: *mut ErrorText) -> i32 {
-    // SAFETY: contract.
-    unsafe { guarded(err, || vm_ref::<KvmBackend>(vm).irqfd(gsi, fd, false)) }
+    unsafe { guarded(err, || vm_ref::<KvmBackend>(vm).irqfd(gsi, fd, ON)) }
 }
 
 unsafe extern "C" fn counters_read(

@@ -106,51 +106,38 @@ pub(crate) fn to_kvm(s: &SystemV1, apic_base: u64, tpr: u8) -> kvm_sregs2 {
     }
 }
 
+/// The other of KVM's two forms: what both have, and then the fields named.
+macro_rules! reform {
+    ($from:ident as $form:ident { $($field:ident: $value:expr),* }) => {
+        $form {
+            cs: $from.cs,
+            ds: $from.ds,
+            es: $from.es,
+            fs: $from.fs,
+            gs: $from.gs,
+            ss: $from.ss,
+            tr: $from.tr,
+            ldt: $from.ldt,
+            gdt: $from.gdt,
+            idt: $from.idt,
+            cr0: $from.cr0,
+            cr2: $from.cr2,
+            cr3: $from.cr3,
+            cr4: $from.cr4,
+            cr8: $from.cr8,
+            efer: $from.efer,
+            apic_base: $from.apic_base,
+            $($field: $value),*
+        }
+    };
+}
+
 /// From the older form, for a KVM without the newer.
 pub(crate) fn widen(s: &kvm_sregs) -> kvm_sregs2 {
-    kvm_sregs2 {
-        cs: s.cs,
-        ds: s.ds,
-        es: s.es,
-        fs: s.fs,
-        gs: s.gs,
-        ss: s.ss,
-        tr: s.tr,
-        ldt: s.ldt,
-        gdt: s.gdt,
-        idt: s.idt,
-        cr0: s.cr0,
-        cr2: s.cr2,
-        cr3: s.cr3,
-        cr4: s.cr4,
-        cr8: s.cr8,
-        efer: s.efer,
-        apic_base: s.apic_base,
-        flags: 0,
-        pdptrs: [0; 4],
-    }
+    reform!(s as kvm_sregs2 { flags: 0, pdptrs: [0; 4] })
 }
 
 /// The older form.
 pub(crate) fn narrow(s: &kvm_sregs2) -> kvm_sregs {
-    kvm_sregs {
-        cs: s.cs,
-        ds: s.ds,
-        es: s.es,
-        fs: s.fs,
-        gs: s.gs,
-        ss: s.ss,
-        tr: s.tr,
-        ldt: s.ldt,
-        gdt: s.gdt,
-        idt: s.idt,
-        cr0: s.cr0,
-        cr2: s.cr2,
-        cr3: s.cr3,
-        cr4: s.cr4,
-        cr8: s.cr8,
-        efer: s.efer,
-        apic_base: s.apic_base,
-        interrupt_bitmap: [0; 4],
-    }
+    reform!(s as kvm_sregs { interrupt_bitmap: [0; 4] })
 }

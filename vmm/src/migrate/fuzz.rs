@@ -5,14 +5,13 @@ use super::destination::receive;
 use super::fault::Side;
 use super::link::Link;
 use super::machine::{Builder, Fault, Memory, Source, Target};
-use super::offer::{Capabilities, Offer, OfferedDevice, OfferedSection, preflight};
+use super::offer::{Capabilities, Offer, preflight, sample};
 use super::progress::Progress;
 use super::source::send;
 use super::switch::{OnTimeout, Options};
 use super::transport::Stream;
 use super::wire::{FrameHeader, Kind, Preface};
-use crate::memory::{PageSet, Region, Run, SharedRam};
-use godwit_state::Model;
+use crate::memory::{PageSet, Run, SharedRam};
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -44,35 +43,12 @@ impl Stream for Script {
 }
 
 fn offer() -> Offer {
-    Offer {
-        producer: "godwit fuzz".into(),
-        board: 1,
-        vcpus: 2,
-        regions: vec![Region { gpa: 0, len: 1 << 20 }, Region { gpa: 1 << 32, len: 1 << 16 }],
-        model: "x86-64".into(),
-        features: Model::X86_64.features().unwrap_or_default(),
-        tsc_khz: 2_600_000,
-        allow_tsc_mismatch: true,
-        sections: vec![OfferedSection { kind: "x86.regs".into(), version: 1, optional: false }],
-        devices: vec![OfferedDevice { kind: "virtio.net".into(), id: "eth0".into() }],
-        description: b"{}".to_vec(),
-    }
+    Offer { allow_tsc_mismatch: true, ..sample::offer() }
 }
 
+/// Takes the offer, and little more: a peer's lie must not make memory.
 fn capabilities() -> Capabilities {
-    Capabilities {
-        backend: "fake".into(),
-        boards: vec![1],
-        max_memory_bytes: 2 << 20,
-        max_vcpus: 4,
-        models: vec!["x86-64".into(), "x86-64-v2".into()],
-        host_features: None,
-        sections: vec![("x86.regs".into(), 1)],
-        tsc_khz: 1_000_000,
-        tsc_scaling: true,
-        allow_tsc_mismatch: true,
-        devices: vec!["virtio.net".into()],
-    }
+    Capabilities { max_memory_bytes: 2 << 20, allow_tsc_mismatch: true, ..sample::capabilities() }
 }
 
 /// A greeting, and frames: each from `kind, flags, length low, length high, payload…`. A first byte of 0xff: all raw.

@@ -286,8 +286,9 @@ fn model_refusal(offer: &Offer, host: &Capabilities) -> Option<String> {
     Some(format!("CPU model {}: {} here offers {list} and lacks {missing}", offer.model, host.backend))
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
+/// An offer and a receiver that takes it, for tests and fuzz targets.
+#[cfg(any(test, fuzzing))]
+pub(crate) mod sample {
     use super::*;
 
     pub(crate) fn offer() -> Offer {
@@ -297,7 +298,7 @@ pub(crate) mod tests {
             vcpus: 2,
             regions: vec![Region { gpa: 0, len: 1 << 20 }, Region { gpa: 1 << 32, len: 1 << 16 }],
             model: "x86-64".into(),
-            features: Model::X86_64.features().unwrap(),
+            features: Model::X86_64.features().unwrap_or_default(),
             tsc_khz: 2_600_000,
             allow_tsc_mismatch: false,
             sections: vec![OfferedSection { kind: "x86.regs".into(), version: 1, optional: false }],
@@ -321,6 +322,12 @@ pub(crate) mod tests {
             devices: vec!["virtio.net".into()],
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample::{capabilities, offer};
+    use super::*;
 
     #[test]
     fn an_offer_survives_the_wire_and_no_cut_of_it_does() {

@@ -1,7 +1,7 @@
 //! Whole migrations of a mock machine over real sockets, and every fault at every step of either side.
 
 use super::fault::{Action, Plan, Side, Step};
-use super::offer::tests::{capabilities, offer};
+use super::offer::sample::{capabilities, offer};
 use super::*;
 use crate::memory::ram::{Backing, allocate, make_writable};
 use crate::memory::{GuestRam, PAGE_SIZE, PageSet, Region, Run, SharedRam};
