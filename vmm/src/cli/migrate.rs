@@ -1,7 +1,7 @@
 //! `godwit migrate`: has a running godwit send its guest away, and watches.
 
 use super::client;
-use crate::migrate::{MemoryWay, MigrationRequest, OnTimeout, Phase, SendRequest, Snapshot};
+use crate::migrate::{MemoryWay, MigrationRequest, Mode, OnTimeout, Phase, SendRequest, Snapshot};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -22,19 +22,38 @@ pub mod exit {
     pub const STAYED: u8 = 3;
     /// Given away, and no word that it runs: paused here, an operator must look.
     pub const UNCONFIRMED: u8 = 4;
+    /// It runs there, some of its pages are only here, and the connection is broken: `--recover`.
+    pub const INTERRUPTED: u8 = 5;
 }
 
 /// Moves the guest of a running godwit, live, to a waiting `godwit receive`.
 ///
 /// Exit code 0: it runs there. 1: the request was refused. 3: it did not move and runs on here. 4: it was given away
-/// and the answer was lost.
+/// and the answer was lost. 5: the connection broke while pages followed the guest (postcopy); --recover goes on.
 #[derive(Debug, clap::Args)]
 pub struct Migrate {
     /// API socket of the godwit whose guest is to move.
     #[arg(long, value_name = "PATH")]
     api_sock: PathBuf,
     /// Where to: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT.
-    target: String,
+    #[arg(required_unless_present_any = ["recover", "switch"])]
+    target: Option<String>,
+    /// After a connection that broke in postcopy: connect again (to TARGET, if the way has changed) and send what is missing.
+    #[arg(long)]
+    recover: bool,
+    /// Have the migration that goes on switch to postcopy now, if it was begun with that in mind (--mode, --on-timeout).
+    #[arg(long = "switch-to-postcopy", conflicts_with = "recover")]
+    switch: bool,
+    /// When pages are copied: before the guest goes ("precopy"), after it as it needs them ("postcopy"), or once before and the rest
+    /// after ("hybrid").
+    #[arg(long, value_name = "MODE", default_value = "precopy", value_parser = word::<Mode>)]
+    mode: Mode,
+    /// The same as --mode postcopy.
+    #[arg(long, conflicts_with = "mode")]
+    postcopy: bool,
+    /// Where the destination cannot do postcopy, go on without.
+    #[arg(long)]
+    postcopy_fallback: bool,
     /// How long the guest may stand still, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = SendRequest::default().downtime_ms)]
     downtime_ms: u64,
@@ -44,7 +63,7 @@ pub struct Migrate {
     /// Most seconds before --on-timeout; 0: no limit.
     #[arg(long, value_name = "S", default_value_t = SendRequest::default().timeout_s)]
     timeout_s: u64,
-    /// Then give up ("cancel") or pause the guest and finish ("force").
+    /// Then give up ("cancel"), pause the guest and finish ("force"), or let the rest follow the guest ("postcopy").
     #[arg(long, value_name = "WHAT", default_value = "cancel", value_parser = word::<OnTimeout>)]
     on_timeout: OnTimeout,
     /// Don't slow the guest down when it writes faster than the link carries.
@@ -112,6 +131,9 @@ fn bar(s: &Snapshot) -> String {
     if s.expected_downtime_ms > 0.0 {
         let _ = write!(line, "  downtime {:.1} ms", s.expected_downtime_ms);
     }
+    if s.missing_pages > 0 {
+        let _ = write!(line, "  {} pages to come", s.missing_pages);
+    }
     if s.throttle_percent > 0 {
         let _ = write!(line, "  throttle {} %", s.throttle_percent);
     }
@@ -124,6 +146,11 @@ pub fn report_text(s: &Snapshot) -> String {
         Phase::Done => format!("moved to {}\n", s.peer),
         Phase::Unconfirmed => format!(
             "GIVEN TO {} AND NOT CONFIRMED: {}\nThe guest stands still here. Look there: if it runs, end this one.\n",
+            s.peer,
+            s.error.as_deref().unwrap_or_default()
+        ),
+        Phase::Interrupted => format!(
+            "RUNS AT {}, AND THE CONNECTION IS BROKEN: {}\nDon't end this one: it has the pages.\n",
             s.peer,
             s.error.as_deref().unwrap_or_default()
         ),
@@ -141,6 +168,13 @@ pub fn report_text(s: &Snapshot) -> String {
         } else {
             let _ = writeln!(out, "  rounds      {}, the last with {} pages", r.rounds, r.last_pages);
             let _ = writeln!(out, "  pages       {} sent, {} zero", r.pages, r.zero_pages);
+        }
+        if r.postcopy_pages > 0 {
+            let _ = writeln!(
+                out,
+                "  postcopy    {:.1} ms: {} pages, {} of them waited for; {} new connections",
+                r.postcopy_ms, r.postcopy_pages, r.requested_pages, r.recoveries
+            );
         }
         if let Some(why) = &r.copied_because {
             let _ = writeln!(out, "  copied      because {why}");
@@ -162,7 +196,7 @@ pub fn report_text(s: &Snapshot) -> String {
 impl Migrate {
     fn request(&self) -> SendRequest {
         SendRequest {
-            target: self.target.clone(),
+            target: self.target.clone().unwrap_or_default(),
             downtime_ms: self.downtime_ms,
             bandwidth_bytes_per_s: self.bandwidth_mib_s.map(|m| m.saturating_mul(1 << 20)),
             timeout_s: self.timeout_s,
@@ -170,6 +204,8 @@ impl Migrate {
             auto_converge: !self.no_auto_converge,
             compress: self.compress,
             memory: self.memory,
+            mode: if self.postcopy { Mode::Postcopy } else { self.mode },
+            postcopy_fallback: self.postcopy_fallback,
             allow_tsc_mismatch: self.allow_tsc_mismatch,
             insecure: self.insecure,
             tls_dir: self.tls_dir.clone(),
@@ -184,11 +220,18 @@ impl Migrate {
             eprintln!("godwit: {why}");
             exit::NOT_ASKED
         };
-        let request = self.request();
-        if let Err(e) = request.check() {
-            return fail(&e.to_string());
-        }
-        let body = serde_json::to_string(&MigrationRequest::Send(Box::new(request))).unwrap_or_default();
+        let request = if self.recover {
+            MigrationRequest::Recover { target: self.target.clone() }
+        } else if self.switch {
+            MigrationRequest::Postcopy
+        } else {
+            let request = self.request();
+            if let Err(e) = request.check() {
+                return fail(&e.to_string());
+            }
+            MigrationRequest::Send(Box::new(request))
+        };
+        let body = serde_json::to_string(&request).unwrap_or_default();
         match client::request(&self.api_sock, "PUT", "/migration", &body, Some(client::SOON)) {
             Ok(answer) if answer.is_success() => {}
             Ok(answer) => return fail(&answer.fault()),
@@ -217,7 +260,7 @@ impl Migrate {
                         eprint!("\r\x1b[K{}", bar(&s));
                         let _ = std::io::stderr().flush();
                     }
-                    if s.is_over() {
+                    if s.is_over() || s.phase == Phase::Interrupted {
                         if terminal {
                             eprintln!();
                         }
@@ -245,6 +288,7 @@ impl Migrate {
         match s.phase {
             Phase::Done => exit::MOVED,
             Phase::Unconfirmed | Phase::Committed => exit::UNCONFIRMED,
+            Phase::Interrupted | Phase::Postcopy => exit::INTERRUPTED,
             Phase::Failed => exit::STAYED,
             _ => exit::NOT_ASKED,
         }

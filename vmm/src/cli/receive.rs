@@ -6,7 +6,7 @@ use crate::config::MachineSpec;
 use crate::control::moving::{Arrived, Arriving, Limits};
 use crate::control::overrides::{Overrides, Replacement};
 use crate::control::{Control, End};
-use crate::migrate::{Address, Arrival, Listener, Progress, Tls, require_protection, wait_for_guest};
+use crate::migrate::{Address, Arrival, Listener, Phase, Progress, Tls, require_protection, wait_for_guest};
 use crate::plugin::trust::Pin;
 use crate::plugin::{Choice, choose};
 use crate::sandbox;
@@ -143,7 +143,11 @@ impl Receive {
         let arrived = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
         let here = std::sync::Arc::clone(&arrived);
         signals::watch(move || {
-            if here.load(std::sync::atomic::Ordering::SeqCst) {
+            if quit.arrival().is_some_and(|a| a.phase == Phase::Interrupted) {
+                // A vCPU that waits for a page that nobody sends cannot be called back.
+                eprintln!("godwit: ended while pages of the guest were missing: the guest is lost");
+                std::process::exit(exit::ERROR.into());
+            } else if here.load(std::sync::atomic::Ordering::SeqCst) {
                 let _ = quit.quit();
             } else {
                 // Nothing runs here yet, so nothing is lost; the sender sees the connection close.
@@ -166,7 +170,10 @@ impl Receive {
             Arrival::Failed(e) => return Err(fail(format!("the guest did not arrive: {e}"), NOT_ARRIVED)),
         };
         arrived.store(true, std::sync::atomic::Ordering::SeqCst);
-        if self.json {
+        handle.set_arrival(progress.clone());
+        if progress.snapshot().phase != Phase::Done {
+            eprintln!("godwit: the guest has arrived and runs; pages that it left behind follow");
+        } else if self.json {
             eprintln!("{}", serde_json::to_string(&progress.snapshot()).unwrap_or_default());
         } else {
             eprintln!(

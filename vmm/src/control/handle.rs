@@ -2,9 +2,10 @@
 
 use super::{Action, Denied, Outcome, Requests};
 use crate::machine::{Event, EventSink, Machine};
-use std::sync::Arc;
+use crate::migrate::{Progress, Snapshot};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 /// Work with the machine.
 type Work = Box<dyn FnOnce(Option<&mut Machine>) + Send>;
@@ -22,11 +23,13 @@ pub(super) enum Message {
 #[derive(Clone)]
 pub struct Handle(Sender<Message>, Requests, Arc<Life>);
 
-/// What a signal must know of the control thread while that is busy.
+/// What others must know while the control thread is busy.
 #[derive(Default)]
 struct Life {
     building: AtomicBool,
     quitting: AtomicBool,
+    /// How far a machine that comes from elsewhere is.
+    arrival: Mutex<Option<Progress>>,
 }
 
 impl Handle {
@@ -48,6 +51,16 @@ impl Handle {
     /// API requests, counted for the metrics.
     pub fn requests(&self) -> &Requests {
         &self.1
+    }
+
+    /// The machine comes from elsewhere, and this is how far it is.
+    pub fn set_arrival(&self, progress: Progress) {
+        *self.2.arrival.lock().unwrap_or_else(|e| e.into_inner()) = Some(progress);
+    }
+
+    /// How far a machine that comes from elsewhere is.
+    pub fn arrival(&self) -> Option<Snapshot> {
+        self.2.arrival.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map(Progress::snapshot)
     }
 
     /// Asks for the end, without waiting. False: a machine is being built, however long that takes, and no guest has run

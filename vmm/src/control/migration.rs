@@ -29,11 +29,33 @@ impl Door for MachineDoor {
     }
 }
 
+/// How the other end is reached.
+#[derive(Clone)]
+struct Way {
+    address: Address,
+    tls: Option<Tls>,
+    /// How long it may be silent.
+    idle: Duration,
+}
+
+impl Way {
+    fn connect(&self) -> Result<Link, MigrateError> {
+        let socket = migrate::connect(&self.address, CONNECT)?;
+        let stream: Box<dyn Stream> = match &self.tls {
+            Some(tls) => tls.wrap(socket, &self.address)?,
+            None => Box::new(socket),
+        };
+        Ok(Link::new(stream, Side::Source, self.idle))
+    }
+}
+
 struct Shared {
     handle: Handle,
     /// To the thread that sends; or why there is none.
     sender: Result<Mutex<mpsc::Sender<Job>>, String>,
     current: Mutex<Option<Progress>>,
+    /// How the other end was reached.
+    way: Mutex<Option<Way>>,
     /// Somebody has seen the end.
     seen: AtomicBool,
 }
@@ -84,8 +106,13 @@ pub struct Migrations(Arc<Shared>);
 impl Migrations {
     /// None so far, of the machine behind `handle`.
     pub fn new(handle: Handle) -> Self {
-        let (current, seen) = (Mutex::new(None), AtomicBool::new(false));
-        Migrations(Arc::new(Shared { handle, sender: start_sender(), current, seen }))
+        Migrations(Arc::new(Shared {
+            handle,
+            sender: start_sender(),
+            current: Mutex::new(None),
+            way: Mutex::new(None),
+            seen: AtomicBool::new(false),
+        }))
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, Option<Progress>> {
@@ -94,7 +121,7 @@ impl Migrations {
 
     /// How far it is; `None`: there was none.
     pub fn snapshot(&self) -> Option<Snapshot> {
-        let snapshot = self.current().as_ref().map(Progress::snapshot)?;
+        let snapshot = self.current().as_ref().map(Progress::snapshot).or_else(|| self.0.handle.arrival())?;
         if snapshot.is_over() {
             self.0.seen.store(true, Ordering::SeqCst);
         }
@@ -115,8 +142,34 @@ impl Migrations {
                 }
                 None => Err("no migration goes on".into()),
             },
+            MigrationRequest::Postcopy => match self.current().as_ref() {
+                Some(progress) if progress.snapshot().phase == Phase::Precopy => {
+                    progress.ask_postcopy();
+                    Ok(())
+                }
+                _ => Err("no pages are copied at the moment".into()),
+            },
+            MigrationRequest::Recover { target } => self.recover(target),
             MigrationRequest::Resume => self.reclaim(),
         }
+    }
+
+    /// The connection of a guest that has gone, and whose pages have not, is replaced.
+    fn recover(&self, target: Option<String>) -> Result<(), String> {
+        let progress = self.current().clone();
+        let progress = progress.filter(Progress::waits_for_connection);
+        let progress = progress.ok_or("no migration waits for a new connection")?;
+        let way = self.0.way.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let mut way = way.ok_or("no migration waits for a new connection")?;
+        if let Some(target) = target {
+            let address: Address = target.parse().map_err(|e: MigrateError| e.to_string())?;
+            // What was allowed for the first connection is for this one.
+            let insecure = way.tls.is_none() && !way.address.is_local();
+            migrate::require_protection(&address, way.tls.is_some(), insecure).map_err(|e| e.to_string())?;
+            way.address = address;
+        }
+        let link = way.connect().map_err(|e| e.to_string())?;
+        if progress.reconnect(link) { Ok(()) } else { Err("no migration waits for a new connection".into()) }
     }
 
     /// An operator knows that a guest whose commit was not confirmed does not run at the destination.
@@ -125,12 +178,18 @@ impl Migrations {
         if current.as_ref().is_none_or(|p| p.snapshot().phase != Phase::Unconfirmed) {
             return Err("only a guest whose migration ended unconfirmed is resumed this way".into());
         }
+        if let Some(progress) = current.as_ref() {
+            progress.give_up();
+        }
         self.0.handle.door().take_back().map_err(|e| e.to_string())?;
         *current = None;
         Ok(())
     }
 
     fn may_send(&self) -> Result<(), String> {
+        if self.0.handle.arrival().is_some_and(|a| a.phase != Phase::Done) {
+            return Err("the guest has not wholly arrived here: pages are still missing".into());
+        }
         if let Some(before) = self.current().as_ref().map(Progress::snapshot) {
             if !before.is_over() {
                 return Err(format!("a migration to {} goes on already", before.peer));
@@ -173,7 +232,9 @@ impl Migrations {
         let leaving = Leaving::new(self.0.handle.door(), &devices, request.allow_tsc_mismatch, keep_log)
             .map_err(|e| e.to_string())?;
         let progress = Progress::new("source", &address.to_string());
-        let worker = Worker { migrations: self.clone(), address, tls, options, progress: progress.clone() };
+        let way = Way { address, tls, idle: options.idle };
+        *self.0.way.lock().unwrap_or_else(|e| e.into_inner()) = Some(way.clone());
+        let worker = Worker { migrations: self.clone(), way, options, progress: progress.clone() };
         self.0.seen.store(false, Ordering::SeqCst);
         *self.current() = Some(progress);
         Ok((worker, leaving))
@@ -182,24 +243,14 @@ impl Migrations {
 
 struct Worker {
     migrations: Migrations,
-    address: Address,
-    tls: Option<Tls>,
+    way: Way,
     options: Options,
     progress: Progress,
 }
 
 impl Worker {
-    fn connect(&self) -> Result<Link, MigrateError> {
-        let socket = migrate::connect(&self.address, CONNECT)?;
-        let stream: Box<dyn Stream> = match &self.tls {
-            Some(tls) => tls.wrap(socket, &self.address)?,
-            None => Box::new(socket),
-        };
-        Ok(Link::new(stream, Side::Source, self.options.idle))
-    }
-
     fn run(self, leaving: Leaving<MachineDoor>) {
-        let link = match self.connect() {
+        let link = match self.way.connect() {
             Ok(link) => link,
             Err(error) => {
                 return self.progress.update(|p| {
@@ -210,7 +261,7 @@ impl Worker {
         };
         match migrate::send(leaving, link, self.options.clone(), self.progress.clone()) {
             migrate::Outcome::Moved((), _) => {
-                eprintln!("godwit: the guest has moved to {}", self.address);
+                eprintln!("godwit: the guest has moved to {}", self.way.address);
                 let end = Instant::now() + FAREWELL;
                 while !self.migrations.0.seen.load(Ordering::SeqCst) && Instant::now() < end {
                     std::thread::sleep(Duration::from_millis(5));
@@ -220,13 +271,13 @@ impl Worker {
                 let _ = self.migrations.0.handle.quit();
             }
             migrate::Outcome::Stayed { error, stuck, .. } => {
-                eprintln!("godwit: the guest has not moved to {}: {error}", self.address);
+                eprintln!("godwit: the guest has not moved to {}: {error}", self.way.address);
                 if let Some(why) = stuck {
                     eprintln!("godwit: and it could not be resumed: {why}");
                 }
             }
             migrate::Outcome::Unconfirmed((), error) => {
-                eprintln!("godwit: {}", unconfirmed_advice(&self.address.to_string(), &error));
+                eprintln!("godwit: {}", unconfirmed_advice(&self.way.address.to_string(), &error));
             }
         }
     }

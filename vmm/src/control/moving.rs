@@ -4,7 +4,7 @@ use super::overrides::Overrides;
 use super::volumes;
 use crate::machine::{Console, EventSink, Kind, Machine, RunState, Spec, board_kinds, device_kinds};
 use crate::memory::ram::{Backing, MAX_RAM, layout, make_writable};
-use crate::memory::{GuestRam, PageSet, Region, SharedRam};
+use crate::memory::{GuestRam, Missing, PageSet, Region, SharedRam, missing_is_possible};
 use crate::migrate::{
     Builder, Capabilities, Fault, Memory, Offer, OfferedDevice, OfferedSection, Source, Target,
 };
@@ -467,6 +467,14 @@ impl Target for Filling {
 
     fn memory(&self) -> Arc<dyn Memory> {
         Arc::new(volumes::Both { ram: self.machine.ram().clone(), disks: Arc::clone(&self.disks) })
+    }
+
+    fn can_miss(&self) -> Result<(), Fault> {
+        Ok(missing_is_possible()?)
+    }
+
+    fn miss(&mut self, absent: &PageSet) -> Result<Missing, Fault> {
+        Ok(Missing::begin(self.machine.ram(), absent.runs(u64::MAX))?)
     }
 
     fn load(&mut self, container: &[u8]) -> Result<(), Fault> {

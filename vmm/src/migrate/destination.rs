@@ -12,11 +12,14 @@ use super::fault::{Side, Step};
 use super::link::Link;
 use super::machine::{Builder, Memory, Target};
 use super::offer::{Offer, preflight};
+use super::owed::{Token, take_missing};
+use super::pager::{Pager, Paging};
 use super::progress::{Phase, Progress, Report};
 use super::tls::Tls;
 use super::transport::{Listener, Stream};
 use super::wire::{
-    CHUNK_PAGES, FLAG_COPY, FLAG_LZ4, FLAG_MEMORY, Kind, MAX_ZERO_RUNS, encode_texts, pieces, runs,
+    CHUNK_PAGES, FLAG_COPY, FLAG_GRANTED, FLAG_LZ4, FLAG_MEMORY, FLAG_POSTCOPY, FLAG_REQUIRED, Kind,
+    MAX_ZERO_RUNS, encode_texts, pieces, runs,
 };
 use crate::memory::{Deed, PAGE_SIZE, PageSet, Run, SharedRam};
 use crate::state::codec::Cursor;
@@ -36,10 +39,35 @@ pub enum Arrival<R> {
     Failed(MigrateError),
 }
 
+/// Where the one peer came in, kept while it may have to come again.
+pub(super) struct Door {
+    listener: Listener,
+    tls: Option<Tls>,
+}
+
+impl Door {
+    /// The next who connects, within `limit`; a handshake may take `idle`.
+    pub(super) fn accept(
+        &self,
+        idle: Duration,
+        limit: Duration,
+    ) -> Result<Option<Box<dyn Stream>>, MigrateError> {
+        let Some(socket) = self.listener.accept(Some(limit))? else { return Ok(None) };
+        let stream: Box<dyn Stream> = match &self.tls {
+            Some(tls) => tls.wrap(socket, &self.listener.address())?,
+            None => Box::new(socket),
+        };
+        let failed = |source| MigrateError::Io { doing: "taking a connection", source };
+        stream.set_idle_limit(idle).map_err(failed)?;
+        Ok(Some(stream))
+    }
+}
+
 struct Greeted<B> {
     builder: B,
     link: Link,
     progress: Progress,
+    door: Option<Door>,
 }
 
 struct Receiving<T> {
@@ -53,6 +81,11 @@ struct Receiving<T> {
     written: PageSet,
     unpacked: Vec<u8>,
     report: Report,
+    /// Pages may come after the commit, in this session.
+    granted: Option<Token>,
+    /// And these do.
+    absent: PageSet,
+    door: Option<Door>,
 }
 
 /// Guest memory is the source's own, mapped here and not to be touched.
@@ -78,6 +111,21 @@ struct Ready<T> {
     deed: Option<Deed>,
 }
 
+/// The same, with pages that come later: the connection is the pager's.
+struct Lacking<T> {
+    target: T,
+    pager: Pager,
+    advance: u64,
+    progress: Progress,
+    report: Report,
+}
+
+/// What is left to do is run.
+enum Loaded<T> {
+    All(Ready<T>),
+    Some(Lacking<T>),
+}
+
 struct Failure {
     link: Link,
     progress: Progress,
@@ -94,10 +142,10 @@ fn unexpected(kind: Kind, expected: &'static str) -> MigrateError {
 
 impl<B: Builder> Greeted<B> {
     fn prepare(self) -> Next<Prepared<B::Target>> {
-        let Greeted { builder, mut link, progress } = self;
+        let Greeted { builder, mut link, progress, door } = self;
         let fail = |link, progress, error, answer| Err(Box::new(Failure { link, progress, error, answer }));
         progress.update(|p| p.phase = Phase::Preflight);
-        let (offer, flags, memory) = match take_offer(&mut link) {
+        let Taken { offer, mut flags, memory, token, wanted } = match take_offer(&mut link) {
             Ok(taken) => taken,
             Err(error) => return fail(link, progress, error, Kind::Abort),
         };
@@ -106,6 +154,7 @@ impl<B: Builder> Greeted<B> {
             return fail(link, progress, MigrateError::Refused(refusals), Kind::Refuse);
         }
         let (memory, deed) = memory.unzip();
+        let memory_here = memory.is_some();
         let target = match builder.build(&offer, memory) {
             Ok(target) => target,
             Err(why) => {
@@ -113,6 +162,23 @@ impl<B: Builder> Greeted<B> {
                 return fail(link, progress, error, Kind::Refuse);
             }
         };
+        // Where memory is handed over nothing is left to come.
+        let whole = match target.volumes().is_empty() {
+            true => target.can_miss(),
+            false => Err("disks that move with the guest must be whole before it runs".into()),
+        };
+        let granted = match whole {
+            _ if wanted == 0 || memory_here => None,
+            Ok(()) => token,
+            Err(why) if wanted & FLAG_REQUIRED != 0 => {
+                let error = MigrateError::Refused(vec![format!("postcopy is not possible here: {why}")]);
+                return fail(link, progress, error, Kind::Refuse);
+            }
+            Err(_) => None,
+        };
+        if granted.is_some() {
+            flags |= FLAG_GRANTED;
+        }
         link.at(Step::Preflight);
         if let Err(error) = link.send_flagged(Kind::Accept, flags, &[], "accepting the offer") {
             return fail(link, progress, error, Kind::Abort);
@@ -125,26 +191,59 @@ impl<B: Builder> Greeted<B> {
         let all = [offer.regions, target.volumes()].concat();
         let (known, written) = (PageSet::empty(&all), PageSet::empty(&all));
         let memory = target.memory();
-        let receiving =
-            Receiving { target, memory, link, progress, known, written, unpacked: Vec::new(), report };
-        Ok(Prepared::Pages(receiving))
+        let absent = known.clone();
+        let door = door.filter(|_| granted.is_some());
+        Ok(Prepared::Pages(Receiving {
+            target,
+            memory,
+            link,
+            progress,
+            known,
+            written,
+            unpacked: Vec::new(),
+            report,
+            granted,
+            absent,
+            door,
+        }))
     }
 }
 
 /// Guest memory, and the deed for it.
 type Handed = (SharedRam, Deed);
 
-/// The offer, and what else came with it: the flags of the answer, guest memory.
-fn take_offer(link: &mut Link) -> Result<(Offer, u16, Option<Handed>), MigrateError> {
-    let frame = link.recv("waiting for the offer")?;
+/// The offer, and what else came with it.
+struct Taken {
+    offer: Offer,
+    /// Flags of the answer.
+    flags: u16,
+    memory: Option<Handed>,
+    token: Option<Token>,
+    /// The offer's flags about pages that come later.
+    wanted: u16,
+}
+
+fn take_offer(link: &mut Link) -> Result<Taken, MigrateError> {
+    const DOING: &str = "waiting for the offer";
+    let mut frame = link.recv(DOING)?;
+    let mut token = None;
+    if frame.kind == Kind::Session {
+        let named = Token::try_from(frame.payload);
+        token = Some(named.map_err(|_| MigrateError::Frame("a session without a token".into()))?);
+        frame = link.recv(DOING)?;
+    }
     if frame.kind != Kind::Offer {
         return Err(unexpected(frame.kind, "an offer"));
     }
     let handed_over = frame.flags & FLAG_MEMORY != 0;
+    let wanted = frame.flags & (FLAG_POSTCOPY | FLAG_REQUIRED);
+    if wanted != 0 && token.is_none() {
+        return Err(MigrateError::Frame("postcopy without a session".into()));
+    }
     let offer = Offer::decode(frame.payload)?;
     let memory = if handed_over { take_memory(link, &offer)? } else { None };
     let flags = if handed_over && memory.is_none() { FLAG_COPY } else { 0 };
-    Ok((offer, flags, memory))
+    Ok(Taken { offer, flags, memory, token, wanted })
 }
 
 /// `None`: somebody between the two sides passes bytes on and descriptors not.
@@ -161,10 +260,10 @@ fn take_memory(link: &mut Link, offer: &Offer) -> Result<Option<Handed>, Migrate
 }
 
 impl<T: Target> Prepared<T> {
-    fn receive(self) -> Next<Ready<T>> {
+    fn receive(self) -> Next<Loaded<T>> {
         match self {
             Prepared::Pages(receiving) => receiving.receive(),
-            Prepared::Memory(lent) => lent.receive(),
+            Prepared::Memory(lent) => lent.receive().map(Loaded::All),
         }
     }
 }
@@ -217,20 +316,71 @@ impl<T: Target> Lent<T> {
 }
 
 impl<T: Target> Receiving<T> {
-    fn receive(mut self) -> Next<Ready<T>> {
-        match self.take_all() {
-            Ok(()) => {
-                let Receiving { target, link, progress, report, .. } = self;
-                Ok(Ready { target, link, progress, report, deed: None })
+    fn receive(mut self) -> Next<Loaded<T>> {
+        let taken = self.take_all().and_then(|blob| {
+            // With pages missing the connection is the pager's before the state is loaded: loading may touch memory.
+            if self.absent.is_empty() {
+                load(&mut self.target, &mut self.link, &mut self.report, &blob)?;
             }
+            Ok(blob)
+        });
+        let blob = match taken {
+            Ok(blob) => blob,
             Err(error) => {
                 let Receiving { link, progress, .. } = self;
-                Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }))
+                return Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }));
+            }
+        };
+        match self.granted {
+            Some(token) if !self.absent.is_empty() => self.lack(token, &blob).map(Loaded::Some),
+            _ => {
+                let Receiving { target, link, progress, report, .. } = self;
+                Ok(Loaded::All(Ready { target, link, progress, report, deed: None }))
             }
         }
     }
 
-    fn take_all(&mut self) -> Result<(), MigrateError> {
+    /// Loads the state with pages missing, and waits for the commit.
+    fn lack(self, token: Token, blob: &[u8]) -> Next<Lacking<T>> {
+        let Receiving { mut target, memory, link, progress, mut report, absent, door, .. } = self;
+        let fail =
+            |link, progress, error| Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }));
+        report.blob_bytes = blob.len() as u64;
+        drop(memory);
+        let missing = match target.miss(&absent) {
+            Ok(missing) => missing,
+            Err(why) => {
+                let doing = "preparing for pages that come later";
+                return fail(link, progress, MigrateError::Machine { doing, why: why.to_string() });
+            }
+        };
+        let paging =
+            Paging { missing, absent, link, token, door, progress: progress.clone(), report: report.clone() };
+        let pager = match Pager::start(paging) {
+            Ok(pager) => pager,
+            Err(failed) => return fail(failed.0, progress, failed.1),
+        };
+        let begun = Instant::now();
+        if let Err(why) = target.load(blob) {
+            let error = MigrateError::Machine { doing: "loading the state", why: why.to_string() };
+            return match pager.stop() {
+                Some(link) => fail(link, progress, error),
+                None => Err(Box::new(Failure::without_link(progress, error))),
+            };
+        }
+        let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        match pager.ready(took) {
+            Ok(advance) => {
+                let advance = advance.min(MAX_ADVANCE.as_nanos() as u64);
+                Ok(Lacking { target, pager, advance, progress, report })
+            }
+            Err(Some(failed)) => fail(failed.0, progress, failed.1),
+            Err(None) => Err(Box::new(Failure::without_link(progress, MigrateError::Cancelled))),
+        }
+    }
+
+    /// Every page that comes before the commit, and the state.
+    fn take_all(&mut self) -> Result<Vec<u8>, MigrateError> {
         const DOING: &str = "receiving pages";
         self.progress.update(|p| p.phase = Phase::Precopy);
         let mut blob: Option<Vec<u8>> = None;
@@ -246,12 +396,9 @@ impl<T: Target> Receiving<T> {
                     self.zero(&list)?;
                 }
                 Kind::Pages => {
-                    let c = &mut Cursor::new(frame.payload);
-                    let list = runs(c, CHUNK_PAGES as usize)?;
-                    let packed = frame.flags & FLAG_LZ4 != 0;
                     let Receiving { memory, known, written, unpacked, report, .. } = self;
-                    report.pages +=
-                        put_pages(&**memory, (known, written), &list, c.rest(), packed, unpacked)?;
+                    let (list, data) = unpack(frame.payload, frame.flags, unpacked)?;
+                    report.pages += put_pages(&**memory, (known, written), &list, data)?;
                 }
                 Kind::RoundEnd if blob.is_none() => {
                     round = round.saturating_add(1);
@@ -274,7 +421,15 @@ impl<T: Target> Receiving<T> {
                 Kind::Finish => {
                     self.link.at(Step::Finish);
                     let Some(blob) = blob else { return Err(unexpected(Kind::Finish, "the state")) };
-                    return self.load(&blob, round + 1);
+                    if !self.known.is_full() {
+                        return Err(MigrateError::Frame("some pages were never sent".into()));
+                    }
+                    self.report.rounds = round + 1;
+                    return Ok(blob);
+                }
+                Kind::Missing if blob.is_some() && self.granted.is_some() => {
+                    take_missing(frame.payload, &mut self.absent)?;
+                    self.known.merge(&self.absent);
                 }
                 other => return Err(unexpected(other, "pages or the state")),
             }
@@ -306,31 +461,20 @@ impl<T: Target> Receiving<T> {
         }
         Ok(())
     }
-
-    fn load(&mut self, blob: &[u8], rounds: u32) -> Result<(), MigrateError> {
-        if !self.known.is_full() {
-            return Err(MigrateError::Frame("some pages were never sent".into()));
-        }
-        self.report.rounds = rounds;
-        load(&mut self.target, &mut self.link, &mut self.report, blob)
-    }
 }
 
-fn put_pages(
-    memory: &dyn Memory,
-    (known, written): (&mut PageSet, &mut PageSet),
-    list: &[Run],
-    data: &[u8],
-    packed: bool,
-    unpacked: &mut Vec<u8>,
-) -> Result<u64, MigrateError> {
+/// Takes a [`Kind::Pages`] frame apart: where the pages go, and what they hold, of the right length.
+pub(super) fn unpack<'a>(
+    payload: &'a [u8],
+    flags: u16,
+    unpacked: &'a mut Vec<u8>,
+) -> Result<(Vec<Run>, &'a [u8]), MigrateError> {
+    let c = &mut Cursor::new(payload);
+    let list = runs(c, CHUNK_PAGES as usize)?;
     let mut pages = 0u64;
-    for run in list {
-        if run.is_empty() || run.count > CHUNK_PAGES || !known.covers(*run) {
-            return Err(MigrateError::Frame(format!(
-                "pages {:#x}+{} are not guest memory",
-                run.page, run.count
-            )));
+    for run in &list {
+        if run.is_empty() || run.count > CHUNK_PAGES {
+            return Err(MigrateError::Frame(format!("{} pages in one run", run.count)));
         }
         pages += run.count;
     }
@@ -338,16 +482,28 @@ fn put_pages(
         return Err(MigrateError::Frame(format!("{pages} pages in one frame")));
     }
     let len = (pages * PAGE_SIZE) as usize;
-    let data = if packed {
+    let data = if flags & FLAG_LZ4 != 0 {
         unpacked.resize(len, 0);
-        let n = lz4_flex::block::decompress_into(data, unpacked)
+        let n = lz4_flex::block::decompress_into(c.rest(), unpacked)
             .map_err(|e| MigrateError::Frame(format!("pages do not decompress: {e}")))?;
         &unpacked[..n]
     } else {
-        data
+        c.rest()
     };
     if data.len() != len {
         return Err(MigrateError::Frame(format!("{} bytes for {pages} pages", data.len())));
+    }
+    Ok((list, data))
+}
+
+fn put_pages(
+    memory: &dyn Memory,
+    (known, written): (&mut PageSet, &mut PageSet),
+    list: &[Run],
+    data: &[u8],
+) -> Result<u64, MigrateError> {
+    if let Some(run) = list.iter().find(|run| !known.covers(**run)) {
+        return Err(MigrateError::Frame(format!("pages {:#x}+{} are not guest memory", run.page, run.count)));
     }
     let mut at = 0;
     for run in list {
@@ -356,7 +512,35 @@ fn put_pages(
         let _ = known.insert(*run) && written.insert(*run);
         at += part.len();
     }
-    Ok(pages)
+    Ok((at / PAGE_SIZE as usize) as u64)
+}
+
+impl<T: Target> Loaded<T> {
+    fn run(self) -> Next<(T::Running, Report)> {
+        match self {
+            Loaded::All(ready) => ready.run(),
+            Loaded::Some(lacking) => lacking.run(),
+        }
+    }
+}
+
+impl<T: Target> Lacking<T> {
+    fn run(self) -> Next<(T::Running, Report)> {
+        let Lacking { target, pager, advance, progress, report } = self;
+        match target.run(advance) {
+            Ok(running) => {
+                pager.running();
+                Ok((running, report))
+            }
+            Err(why) => {
+                let error = MigrateError::Machine { doing: "starting the guest", why: why.to_string() };
+                Err(Box::new(match pager.stop() {
+                    Some(link) => Failure { link, progress, error, answer: Kind::NotRunning },
+                    None => Failure::without_link(progress, error),
+                }))
+            }
+        }
+    }
 }
 
 impl<T: Target> Ready<T> {
@@ -410,6 +594,11 @@ impl<T: Target> Ready<T> {
 }
 
 impl Failure {
+    /// The connection went with a thread that is no more.
+    fn without_link(progress: Progress, error: MigrateError) -> Self {
+        Failure { link: Link::broken(Side::Destination), progress, error, answer: Kind::Abort }
+    }
+
     fn give_up(mut self) -> MigrateError {
         let error = self.link.why(self.error);
         match (self.answer, &error) {
@@ -439,13 +628,13 @@ pub fn receive<B: Builder>(
     progress: Progress,
 ) -> Arrival<<B::Target as Target>::Running> {
     match link.hello() {
-        Ok(_) => receive_greeted(Greeted { builder, link, progress }),
+        Ok(_) => receive_greeted(Greeted { builder, link, progress, door: None }),
         Err(error) => Arrival::Failed(Failure { link, progress, error, answer: Kind::Abort }.give_up()),
     }
 }
 
 fn receive_greeted<B: Builder>(greeted: Greeted<B>) -> Arrival<<B::Target as Target>::Running> {
-    match greeted.prepare().and_then(Prepared::receive).and_then(Ready::run) {
+    match greeted.prepare().and_then(Prepared::receive).and_then(Loaded::run) {
         Ok((running, report)) => Arrival::Running(running, report),
         Err(failure) => Arrival::Failed(failure.give_up()),
     }
@@ -454,7 +643,8 @@ fn receive_greeted<B: Builder>(greeted: Greeted<B>) -> Arrival<<B::Target as Tar
 /// Waits for the one peer whose guest is to run here, and receives it.
 ///
 /// Who connects and does not greet as a godwit with the right certificate is told so, named to `turned_away`, and does not
-/// end the wait. The first one who does is the only one: the socket is closed behind it.
+/// end the wait. The first one who does is the only one: the socket is closed behind it, or, where pages may come after the guest, kept
+/// for it alone.
 ///
 /// # Errors
 /// Nobody can be waited for: the socket failed.
@@ -476,9 +666,10 @@ pub fn wait_for_guest<B: Builder>(
         let mut link = Link::new(stream, Side::Destination, idle);
         match link.hello() {
             Ok(_) => {
-                drop(listener);
                 progress.restart();
-                return Ok(receive_greeted(Greeted { builder, link, progress }));
+                // Nobody is listened to from here on, unless this peer may have to come again.
+                let door = Some(Door { listener, tls: tls.cloned() });
+                return Ok(receive_greeted(Greeted { builder, link, progress, door }));
             }
             Err(error) => {
                 turned_away(&error);

@@ -100,6 +100,9 @@ pub enum MigrateError {
     /// What was asked for cannot be had; the text says what and why.
     #[error("{0}")]
     Impossible(String),
+    /// The destination's last word: the guest is not running there and never will.
+    #[error("the peer gave up: the guest does not run there: {0}")]
+    NotRunning(String),
     /// A local move: the source took the guest back before it ran here.
     #[error("the source took the guest back")]
     Withdrawn,

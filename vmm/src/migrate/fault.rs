@@ -59,6 +59,10 @@ names! {
         Commit = "commit",
         /// Say or hear that the guest runs.
         Running = "running",
+        /// Send or take the first page after that.
+        Postcopy = "postcopy",
+        /// Say or hear that all pages are there.
+        Complete = "complete",
     }
 }
 

@@ -13,6 +13,7 @@ use super::transport::Stream;
 use super::wire::{FrameHeader, Kind, Preface};
 use crate::memory::{PageSet, Run, SharedRam};
 use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ impl Write for Script {
 impl Stream for Script {
     fn set_idle_limit(&self, _limit: Duration) -> io::Result<()> {
         Ok(())
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
     fn finish(&mut self) {}
     fn cut(&self) {}

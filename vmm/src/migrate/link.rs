@@ -4,6 +4,8 @@ use super::error::MigrateError;
 use super::fault::{Action, Plan, Side, Step};
 use super::transport::Stream;
 use super::wire::{FrameHeader, HEADER_LEN, Kind, PREFACE_LEN, Preface, decode_texts, encode_texts};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -41,6 +43,33 @@ impl std::fmt::Debug for Link {
     }
 }
 
+/// A connection that is closed.
+struct Nothing;
+
+impl Read for Nothing {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Ok(0)
+    }
+}
+impl Write for Nothing {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(ErrorKind::BrokenPipe.into())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+impl Stream for Nothing {
+    fn set_idle_limit(&self, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn finish(&mut self) {}
+    fn cut(&self) {}
+}
+
 /// A received frame.
 pub(super) struct Frame<'a> {
     pub(super) kind: Kind,
@@ -69,6 +98,16 @@ impl Link {
             descriptors: Vec::new(),
             dead: false,
         }
+    }
+
+    /// In the place of a connection that is no more.
+    pub(super) fn broken(side: Side) -> Self {
+        Link { dead: true, ..Link::new(Box::new(Nothing), side, Duration::from_secs(1)) }
+    }
+
+    /// Ends both directions at once.
+    pub(super) fn cut(&self) {
+        self.stream.cut();
     }
 
     /// Sets a fault to inject, for tests.
@@ -295,16 +334,51 @@ impl Link {
     pub(super) fn recv(&mut self, doing: &'static str) -> Result<Frame<'_>, MigrateError> {
         let header = loop {
             let header = self.recv_frame(doing)?;
-            match header.kind {
-                Kind::KeepAlive => {}
-                Kind::Abort => {
-                    self.dead = true;
-                    return Err(MigrateError::Peer(decode_texts(&self.payload)?.join("; ")));
-                }
-                _ => break header,
+            if header.kind != Kind::KeepAlive {
+                break header;
             }
         };
         Ok(Frame { kind: header.kind, flags: header.flags, payload: &self.payload })
+    }
+
+    /// The next frame, a [`Kind::KeepAlive`] too: it does not wait for another one.
+    pub(super) fn recv_any(&mut self, doing: &'static str) -> Result<Frame<'_>, MigrateError> {
+        let header = self.recv_frame(doing)?;
+        Ok(Frame { kind: header.kind, flags: header.flags, payload: &self.payload })
+    }
+
+    /// How long the peer may be silent.
+    pub(super) fn idle(&self) -> Duration {
+        self.idle
+    }
+
+    /// Waits until a frame has begun to come, or `other` is readable, or `limit` is over. Gives which of the two first are.
+    pub(super) fn wait(
+        &mut self,
+        other: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(bool, Vec<bool>), MigrateError> {
+        let buffered = self.stream.has_buffered();
+        let limit = if buffered { Duration::ZERO } else { limit };
+        let doing = "waiting for pages or for the guest to need some";
+        let io = |source: io::Error| MigrateError::Io { doing, source };
+        let own = self.stream.descriptor().ok_or_else(|| io(ErrorKind::Unsupported.into()))?;
+        let mut polled: Vec<_> = std::iter::once(&own)
+            .chain(other)
+            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+            .collect();
+        let time = Timespec::try_from(limit).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+        match poll(&mut polled, Some(&time)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(io(e.into())),
+        }
+        let ready = |p: &PollFd<'_>| !p.revents().is_empty();
+        Ok((buffered || ready(&polled[0]), polled[1..].iter().map(ready).collect()))
+    }
+
+    /// Small frames are to pass soon from here on.
+    pub(super) fn be_prompt(&self) {
+        self.stream.be_prompt();
     }
 
     /// The next frame, and the descriptors that came with it.
@@ -344,6 +418,10 @@ impl Link {
             return Err(MigrateError::Frame(format!("number {found} where {due} was due")));
         }
         self.seq_in = self.seq_in.wrapping_add(1);
+        if header.kind == Kind::Abort {
+            self.dead = true;
+            return Err(MigrateError::Peer(decode_texts(&self.payload)?.join("; ")));
+        }
         Ok(header)
     }
 
@@ -414,6 +492,9 @@ mod tests {
     impl Stream for Tape {
         fn set_idle_limit(&self, _: Duration) -> io::Result<()> {
             Ok(())
+        }
+        fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+            None
         }
         fn finish(&mut self) {}
         fn cut(&self) {}

@@ -1,7 +1,7 @@
 //! What a machine must be able to do to leave, and to arrive. `control` implements these over the real one.
 
 use super::offer::{Capabilities, Offer};
-use crate::memory::{PageSet, Region, SharedRam};
+use crate::memory::{Missing, PageSet, Region, SharedRam};
 use std::sync::Arc;
 
 /// A machine's reason for not doing its part: text for the operator.
@@ -118,7 +118,24 @@ pub trait Target {
     }
     /// Its memory, to fill.
     fn memory(&self) -> Arc<dyn Memory>;
-    /// Verifies a state container and loads it into the backend and the devices, all of it. All pages are in place.
+    /// Whether pages may come after [`Target::run`].
+    ///
+    /// # Errors
+    /// Why not: sent to the source.
+    fn can_miss(&self) -> Result<(), Fault> {
+        Err("pages cannot come later here".into())
+    }
+    /// From here on the pages of `absent`, whatever was written there, and all that were never written are missing: who touches
+    /// one waits for it.
+    ///
+    /// # Errors
+    /// The host's.
+    fn miss(&mut self, absent: &PageSet) -> Result<Missing, Fault> {
+        let _ = absent;
+        Err("pages cannot come later here".into())
+    }
+    /// Verifies a state container and loads it into the backend and the devices, all of it. All pages are in place, or
+    /// missing in the sense of [`Target::miss`].
     ///
     /// # Errors
     /// The state is refused; nothing runs.

@@ -18,6 +18,8 @@ pub mod fuzz;
 mod link;
 pub mod machine;
 mod offer;
+mod owed;
+mod pager;
 mod progress;
 mod ram;
 mod request;
@@ -38,7 +40,7 @@ pub use offer::{Capabilities, MAX_DESCRIPTION, Offer, OfferedDevice, OfferedSect
 pub use progress::{Phase, Progress, Report, Snapshot};
 pub use request::{MigrationRequest, SendRequest, require_protection};
 pub use source::{Outcome, send, unconfirmed_advice};
-pub use switch::{MemoryWay, OnTimeout, Options};
+pub use switch::{MemoryWay, Mode, OnTimeout, Options};
 pub use tls::Tls;
 pub use transport::{Address, Listener, Stream, connect};
 pub use wire::{MAX_VERSION, MIN_VERSION};

@@ -1,8 +1,9 @@
 //! How far a migration is: written by the migrating thread, read by the API, the live bar and the final report.
 
+use super::link::Link;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Where a migration stands.
@@ -20,6 +21,11 @@ pub enum Phase {
     Paused,
     /// Given away; the destination has not said yet that it runs.
     Committed,
+    /// The guest runs at the destination; the pages that are still here follow.
+    Postcopy,
+    /// As before, and the connection is broken: the guest stops where it touches a missing page, and each side waits for the source's
+    /// operator to connect them again.
+    Interrupted,
     /// The guest runs at the destination.
     Done,
     /// It did not happen; the guest runs on at the source.
@@ -54,6 +60,18 @@ pub struct Report {
     /// Guest memory itself was handed over: nothing of it was copied.
     #[serde(default)]
     pub handed_over: bool,
+    /// Pages that went over after the guest ran at the destination.
+    #[serde(default)]
+    pub postcopy_pages: u64,
+    /// Of these, pages that the guest waited for.
+    #[serde(default)]
+    pub requested_pages: u64,
+    /// From the guest's start at the destination to its last page, in milliseconds.
+    #[serde(default)]
+    pub postcopy_ms: f64,
+    /// How often a broken connection was replaced meanwhile.
+    #[serde(default)]
+    pub recoveries: u32,
     /// Why it was copied although both ends are on one machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied_because: Option<String>,
@@ -93,6 +111,9 @@ pub struct Snapshot {
     pub expected_downtime_ms: f64,
     /// How much the vCPUs are slowed down.
     pub throttle_percent: u8,
+    /// After the switch to postcopy: pages still missing at the destination.
+    #[serde(default)]
+    pub missing_pages: u64,
     /// The figures, once it is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
@@ -105,10 +126,21 @@ impl Snapshot {
     }
 }
 
+/// How a migrating thread with a broken connection gets another one.
+#[derive(Default)]
+struct Repair {
+    waits: bool,
+    link: Option<Link>,
+    given_up: bool,
+}
+
 struct Shared {
     state: Mutex<Snapshot>,
     started: Mutex<Instant>,
     cancel: AtomicBool,
+    postcopy: AtomicBool,
+    repair: Mutex<Repair>,
+    bell: Condvar,
 }
 
 /// Shared by the migrating thread and whoever looks on.
@@ -131,6 +163,9 @@ impl Progress {
             state: Mutex::new(state),
             started: Mutex::new(Instant::now()),
             cancel: AtomicBool::new(false),
+            postcopy: AtomicBool::new(false),
+            repair: Mutex::default(),
+            bell: Condvar::new(),
         };
         Progress { shared: Arc::new(shared) }
     }
@@ -160,6 +195,66 @@ impl Progress {
         change(&mut s);
         if s.is_over() && s.elapsed_ms == 0.0 {
             s.elapsed_ms = self.elapsed().as_secs_f64() * 1e3;
+        }
+    }
+
+    /// Asks for the switch to postcopy at the end of this round, where the destination agreed to that.
+    pub fn ask_postcopy(&self) {
+        self.shared.postcopy.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn wants_postcopy(&self) -> bool {
+        self.shared.postcopy.load(Ordering::SeqCst)
+    }
+
+    fn repair(&self) -> MutexGuard<'_, Repair> {
+        self.shared.repair.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Gives a migration whose connection is broken a new one, on which nothing has been said yet. False: it waits for none.
+    #[must_use]
+    pub fn reconnect(&self, link: Link) -> bool {
+        let mut repair = self.repair();
+        let waits = repair.waits && repair.link.is_none();
+        if waits {
+            repair.waits = false;
+            repair.link = Some(link);
+            self.shared.bell.notify_all();
+        }
+        waits
+    }
+
+    /// True while the migrating thread waits for a new connection.
+    pub fn waits_for_connection(&self) -> bool {
+        self.repair().waits
+    }
+
+    /// No new connection will come.
+    pub fn give_up(&self) {
+        self.repair().given_up = true;
+        self.shared.bell.notify_all();
+    }
+
+    /// Waits for a new connection. `Err`: none will come; `None`: none for so long.
+    pub(super) fn wait_for_link(&self, limit: Option<Duration>) -> Result<Option<Link>, ()> {
+        let mut repair = self.repair();
+        repair.waits = repair.link.is_none();
+        let end = limit.map(|l| Instant::now() + l);
+        loop {
+            if repair.given_up {
+                repair.waits = false;
+                return Err(());
+            }
+            if let Some(link) = repair.link.take() {
+                repair.waits = false;
+                return Ok(Some(link));
+            }
+            let left = end.map(|e| e.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Ok(None);
+            }
+            let left = left.unwrap_or(Duration::from_secs(3600));
+            repair = self.shared.bell.wait_timeout(repair, left).unwrap_or_else(|e| e.into_inner()).0;
         }
     }
 

@@ -1,7 +1,7 @@
 //! What an operator asks for: the body of `PUT /migration`, and the flags of `godwit migrate`.
 
 use super::error::MigrateError;
-use super::switch::{MemoryWay, OnTimeout, Options};
+use super::switch::{MemoryWay, Mode, OnTimeout, Options};
 use super::transport::Address;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -15,6 +15,14 @@ pub enum MigrationRequest {
     Send(Box<SendRequest>),
     /// Stop sending; the guest runs on. Without effect after the commit.
     Cancel,
+    /// Switch to postcopy at the end of this round, where the destination agreed to that (`mode`, `on_timeout`).
+    Postcopy,
+    /// The connection broke after the guest had gone: connect again and send the pages that are missing.
+    Recover {
+        /// Where to, if not where the first connection went.
+        #[serde(default)]
+        target: Option<String>,
+    },
     /// The answer to a commit was lost, and an operator knows that the guest does not run at the destination.
     Resume,
 }
@@ -41,6 +49,10 @@ pub struct SendRequest {
     pub compress: bool,
     /// Over `unix:`, hand memory over or copy it.
     pub memory: MemoryWay,
+    /// When pages are copied: `precopy`, `postcopy`, `hybrid`.
+    pub mode: Mode,
+    /// Where the destination cannot do postcopy, go on without.
+    pub postcopy_fallback: bool,
     /// Accept another TSC frequency at the destination.
     pub allow_tsc_mismatch: bool,
     /// Send over TCP to another machine without TLS.
@@ -66,6 +78,8 @@ impl Default for SendRequest {
             auto_converge: o.auto_converge,
             compress: o.compress,
             memory: o.memory,
+            mode: o.mode,
+            postcopy_fallback: o.postcopy_fallback,
             allow_tsc_mismatch: false,
             insecure: false,
             tls_dir: None,
@@ -96,6 +110,8 @@ impl SendRequest {
             auto_converge: self.auto_converge,
             compress: self.compress,
             memory: self.memory,
+            mode: self.mode,
+            postcopy_fallback: self.postcopy_fallback,
             idle: Duration::from_secs(self.idle_s),
             ..Options::default()
         };

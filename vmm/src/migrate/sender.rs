@@ -89,6 +89,18 @@ impl Sender {
         self.flush_zero(link)
     }
 
+    /// Sends one run, at most [`CHUNK_PAGES`] long, at once.
+    pub(super) fn send_run(
+        &mut self,
+        memory: &dyn Memory,
+        run: Run,
+        link: &mut Link,
+    ) -> Result<(), MigrateError> {
+        self.chunk(memory, run, link)?;
+        self.flush_data(link)?;
+        self.flush_zero(link)
+    }
+
     fn chunk(&mut self, memory: &dyn Memory, run: Run, link: &mut Link) -> Result<(), MigrateError> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let bytes = &mut scratch[..run.count as usize * PAGE];

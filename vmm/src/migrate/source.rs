@@ -15,10 +15,13 @@ use super::error::MigrateError;
 use super::fault::Step;
 use super::link::Link;
 use super::machine::Source;
+use super::owed::{Owed, Token, send_missing};
 use super::progress::{Phase, Progress, Report};
 use super::sender::Sender;
-use super::switch::{MemoryWay, Options, Round, Switch, Verdict};
-use super::wire::{FLAG_COPY, FLAG_MEMORY, Kind, caps, decode_texts, put_pieces};
+use super::switch::{MemoryWay, Mode, OnTimeout, Options, Round, Switch, Verdict};
+use super::wire::{
+    FLAG_COPY, FLAG_GRANTED, FLAG_MEMORY, FLAG_POSTCOPY, FLAG_REQUIRED, Kind, caps, decode_texts, put_pieces,
+};
 use crate::memory::{Deed, PageSet, SharedRam};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -87,6 +90,8 @@ struct Precopy<S> {
     sender: Sender,
     /// Pages known to be dirty and not yet sent.
     pending: PageSet,
+    /// Pages may go over after the guest, in this session.
+    granted: Option<Token>,
 }
 struct Paused<S> {
     machine: S,
@@ -94,6 +99,8 @@ struct Paused<S> {
     sender: Sender,
     pending: PageSet,
     since: Stop,
+    /// They do.
+    late: Option<Token>,
 }
 /// When the guest was stopped.
 #[derive(Clone, Copy)]
@@ -109,11 +116,13 @@ struct StateSent<S> {
     context: Context,
     since: Stop,
     deed: Option<Deed>,
+    owed: Option<Owed>,
 }
 struct Committed<G> {
     gone: G,
     context: Context,
     since: Instant,
+    owed: Option<Owed>,
     /// The word that the guest runs, or why there will be none; `None`: still to come.
     word: Option<Result<(), MigrateError>>,
 }
@@ -154,9 +163,10 @@ impl<S: Source> Greeted<S> {
             let offer = machine.offer().map_err(MigrateError::machine("describing the machine"))?;
             c.report.memory_bytes = offer.memory_bytes();
             let mut lend = c.lend(machine, common)?;
+            let (wanted, token) = c.open_session(common, lend.is_some())?;
             c.link.at(Step::Preflight);
             c.link.begin().extend_from_slice(&offer.encode());
-            let flags = if lend.is_some() { FLAG_MEMORY } else { 0 };
+            let flags = wanted | if lend.is_some() { FLAG_MEMORY } else { 0 };
             c.link.send_built(Kind::Offer, flags, "sending the offer")?;
             if let Some((memory, deed)) = &lend {
                 c.link.at(Step::HandOver);
@@ -165,6 +175,7 @@ impl<S: Source> Greeted<S> {
                 c.link.send_built_with(Kind::Memory, 0, &descriptors, "handing guest memory over")?;
             }
             let answer = c.link.recv(DOING)?;
+            let granted = token.filter(|_| answer.flags & FLAG_GRANTED != 0);
             match answer.kind {
                 Kind::Accept if answer.flags & FLAG_COPY != 0 => {
                     const WHY: &str = "its descriptors were lost on the way";
@@ -186,13 +197,20 @@ impl<S: Source> Greeted<S> {
             if lend.is_none() {
                 machine.start_logging().map_err(MigrateError::machine("starting the dirty log"))?;
             }
-            Ok((lend.map(|(_, deed)| deed), PageSet::full(&all)))
+            if granted.is_none() && c.options.mode != Mode::Precopy {
+                c.options.mode = Mode::Precopy;
+            }
+            if granted.is_none() && c.options.on_timeout == OnTimeout::Postcopy {
+                c.options.on_timeout = OnTimeout::Cancel;
+            }
+            Ok((lend.map(|(_, deed)| deed), (PageSet::full(&all), granted)))
         })?;
         Ok(match deed {
             Some(deed) => Accepted::Memory(Lent { machine, context, deed }),
             None => {
                 let sender = Sender::new(lz4, context.options.bandwidth);
-                Accepted::Pages(Precopy { machine, context, sender, pending: all })
+                let (pending, granted) = all;
+                Accepted::Pages(Precopy { machine, context, sender, pending, granted })
             }
         })
     }
@@ -238,6 +256,27 @@ impl Context {
         }
     }
 
+    /// Names a session where one is needed. Gives the offer's flags about pages that come later, and the token.
+    fn open_session(&mut self, common: u32, lent: bool) -> Result<(u16, Option<Token>), MigrateError> {
+        if !self.options.wants_postcopy() || lent {
+            return Ok((0, None));
+        }
+        let required = !self.options.postcopy_fallback;
+        if common & caps::POSTCOPY == 0 {
+            return match required {
+                true => Err(MigrateError::Impossible("the destination does not know postcopy".into())),
+                false => Ok((0, None)),
+            };
+        }
+        let mut token = Token::default();
+        let got = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty());
+        if got != Ok(token.len()) {
+            return Err(MigrateError::Impossible("there is no randomness for a session's token".into()));
+        }
+        self.link.send(Kind::Session, &token, "naming the session")?;
+        Ok((FLAG_POSTCOPY | if required { FLAG_REQUIRED } else { 0 }, Some(token)))
+    }
+
     /// Stops the guest; from here on the blackout counts.
     fn stop<S: Source>(&mut self, machine: &mut S) -> Result<Stop, MigrateError> {
         if self.progress.is_cancelled() {
@@ -265,14 +304,14 @@ impl Context {
     }
 
     /// Waits for the word that the guest runs.
-    fn hear(&mut self) -> Result<(), MigrateError> {
+    fn hear(&mut self, owed: &mut Option<Owed>) -> Result<(), MigrateError> {
         self.link.at(Step::Running);
-        let answer = self.link.recv("waiting for the word that the guest runs")?;
-        match answer.kind {
+        let (kind, payload) = Owed::recv(owed, &mut self.link, "waiting for the word that the guest runs")?;
+        match kind {
             Kind::Running => Ok(()),
             Kind::NotRunning => {
-                let why = decode_texts(answer.payload)?.join("; ");
-                Err(MigrateError::Peer(format!("the guest does not run there: {why}")))
+                let why = decode_texts(&payload)?.join("; ");
+                Err(MigrateError::NotRunning(why))
             }
             other => Err(unexpected(other, "the word that the guest runs")),
         }
@@ -287,7 +326,7 @@ impl<S: Source> Lent<S> {
             c.send_finish()?;
             Ok(since)
         })?;
-        Ok(StateSent { machine, context, since, deed: Some(self.deed) })
+        Ok(StateSent { machine, context, since, deed: Some(self.deed), owed: None })
     }
 }
 
@@ -306,14 +345,25 @@ impl Context {
 
 impl<S: Source> Precopy<S> {
     fn rounds(self) -> Next<S, Paused<S>> {
-        let Precopy { machine, context, mut sender, mut pending } = self;
-        let (machine, context, since) = step(machine, context, |machine, c| {
+        let Precopy { machine, context, mut sender, mut pending, granted } = self;
+        let (machine, context, (since, late)) = step(machine, context, |machine, c| {
             c.progress.update(|p| p.phase = Phase::Precopy);
             let mut switch = Switch::new(c.options.clone());
             let mut zero = pending.clone();
             zero.clear();
             machine.untouched(&mut pending, &mut zero);
+            let mut late = c.options.mode == Mode::Postcopy;
+            if late {
+                // Only which pages are zero: that costs nothing.
+                let mut none = pending.clone();
+                none.clear();
+                c.report.rounds = 1;
+                Self::round(machine, c, &mut sender, &mut none, &mut zero, 1)?;
+            }
             for number in 1.. {
+                if late {
+                    break;
+                }
                 c.report.rounds = number;
                 let took = Self::round(machine, c, &mut sender, &mut pending, &mut zero, number)?;
                 let pages = took.1;
@@ -329,6 +379,8 @@ impl<S: Source> Precopy<S> {
                 });
                 match verdict {
                     Verdict::Switch => break,
+                    Verdict::Postcopy => late = true,
+                    Verdict::Again { .. } if granted.is_some() && c.progress.wants_postcopy() => late = true,
                     Verdict::GiveUp(why) => return Err(MigrateError::NotConverging(why.into())),
                     Verdict::Again { throttle } => {
                         machine
@@ -337,9 +389,9 @@ impl<S: Source> Precopy<S> {
                     }
                 }
             }
-            c.stop(machine)
+            Ok((c.stop(machine)?, late))
         })?;
-        Ok(Paused { machine, context, sender, pending, since })
+        Ok(Paused { machine, context, sender, pending, since, late: granted.filter(|_| late) })
     }
 
     /// Sends `pending` and waits until the destination has it all. Gives the time it took and the pages it handled.
@@ -373,30 +425,41 @@ impl<S: Source> Precopy<S> {
 
 impl<S: Source> Paused<S> {
     fn state(self) -> Next<S, StateSent<S>> {
-        let Paused { machine, context, mut sender, mut pending, since } = self;
-        let (machine, context, ()) = step(machine, context, |machine, c| {
+        let Paused { machine, context, mut sender, mut pending, since, late } = self;
+        let (machine, context, owed) = step(machine, context, |machine, c| {
             c.send_state(machine)?;
             // Saving may have written guest memory: the last log comes after it.
             c.fetch(machine, &mut pending)?;
             c.report.last_pages = pending.count();
             c.report.rounds += 1;
             sender.lift_cap();
-            sender.send(&*machine.memory(), &pending, None, &mut c.link, &c.progress)?;
-            (c.report.pages, c.report.zero_pages) = (sender.pages, sender.zero_pages);
-            c.send_finish()
+            let owed = match late {
+                Some(token) => {
+                    send_missing(&pending, &mut c.link)?;
+                    Some(Owed::new(pending, machine.memory(), sender, token))
+                }
+                None => {
+                    sender.send(&*machine.memory(), &pending, None, &mut c.link, &c.progress)?;
+                    (c.report.pages, c.report.zero_pages) = (sender.pages, sender.zero_pages);
+                    None
+                }
+            };
+            c.send_finish()?;
+            Ok(owed)
         })?;
-        Ok(StateSent { machine, context, since, deed: None })
+        Ok(StateSent { machine, context, since, deed: None, owed })
     }
 }
 
 impl<S: Source> StateSent<S> {
     fn commit(self) -> Next<S, Committed<S::Gone>> {
-        let StateSent { machine, context, since, deed } = self;
+        let StateSent { machine, context, since, deed, mut owed } = self;
         let (machine, mut context, sent) = step(machine, context, |_, c| {
             c.link.at(Step::Ready);
-            let ready = c.link.recv("waiting for the destination to load the state")?;
-            if ready.kind != Kind::Ready || ready.payload.len() != 8 {
-                return Err(unexpected(ready.kind, "readiness"));
+            let (kind, payload) =
+                Owed::recv(&mut owed, &mut c.link, "waiting for the destination to load the state")?;
+            if kind != Kind::Ready || payload.len() != 8 {
+                return Err(unexpected(kind, "readiness"));
             }
             if c.progress.is_cancelled() {
                 return Err(MigrateError::Cancelled);
@@ -417,26 +480,80 @@ impl<S: Source> StateSent<S> {
             (None, Ok(())) => None,
             (None, Err(error)) => Some(Err(error)),
             // Whoever changes the deed first has the guest.
-            (Some(deed), sent) => match sent.and_then(|()| context.hear()) {
+            (Some(deed), sent) => match sent.and_then(|()| context.hear(&mut None)) {
                 Err(error) if deed.withdraw() => {
                     return Err(Box::new(Failure { machine, context, error }));
                 }
                 word => Some(word),
             },
         };
-        Ok(Committed { gone: machine.commit(), context, since: since.since, word })
+        Ok(Committed { gone: machine.commit(), context, since: since.since, owed, word })
     }
 }
 
 impl<G> Committed<G> {
-    /// Waits for the word that the guest runs. Whatever comes of it, it is given away.
+    /// Waits for the word that the guest runs, and sends the pages that are owed. Whatever comes of it, it is given away.
     fn finish(self) -> (G, Context, Result<(), MigrateError>) {
-        let Committed { gone, context: mut c, since, word } = self;
-        let confirmed = word.unwrap_or_else(|| c.hear());
+        let Committed { gone, context: mut c, since, mut owed, word } = self;
+        let mut confirmed = word.unwrap_or_else(|| c.hear(&mut owed));
         c.report.downtime_ms = since.elapsed().as_secs_f64() * 1e3;
+        // A guest that certainly does not run there needs no pages.
+        if let Some(owed) = owed.filter(|_| !matches!(confirmed, Err(MigrateError::NotRunning(_)))) {
+            let begun = Instant::now();
+            confirmed = c.settle(owed, confirmed);
+            c.report.postcopy_ms = begun.elapsed().as_secs_f64() * 1e3;
+        }
         c.report.total_ms = c.progress.elapsed().as_secs_f64() * 1e3;
         c.report.bytes = c.link.sent();
         (gone, c, confirmed)
+    }
+}
+
+impl Context {
+    /// Sends all pages that are owed, over as many connections as that takes. An error: it was never said that the guest runs, and no
+    /// connection will come.
+    fn settle(&mut self, mut owed: Owed, confirmed: Result<(), MigrateError>) -> Result<(), MigrateError> {
+        let mut running = confirmed.is_ok();
+        let mut broken = confirmed.err();
+        (self.report.pages, self.report.zero_pages) = (owed.sender.pages, owed.sender.zero_pages);
+        loop {
+            let error = match broken.take() {
+                Some(error) => error,
+                None => {
+                    self.progress.update(|p| (p.phase, p.error) = (Phase::Postcopy, None));
+                    match owed.serve(&mut self.link, &self.progress, &mut self.report) {
+                        Ok(()) => {
+                            (self.report.pages, self.report.zero_pages) =
+                                (owed.sender.pages, owed.sender.zero_pages);
+                            return Ok(());
+                        }
+                        Err(error) => self.link.why(error),
+                    }
+                }
+            };
+            self.link.cut();
+            let phase = if running { Phase::Interrupted } else { Phase::Unconfirmed };
+            let left = owed.pages.count();
+            self.progress.update(|p| {
+                p.phase = phase;
+                p.error = Some(format!(
+                    "{error}; at least {left} pages of the guest are only here: connect again (godwit migrate --recover)"
+                ));
+            });
+            let Ok(Some(mut link)) = self.progress.wait_for_link(None) else { return Err(error) };
+            match owed.rejoin(&mut link) {
+                Ok(()) => {
+                    // Only a guest that runs is waited for there.
+                    running = true;
+                    self.report.recoveries += 1;
+                    self.link = link;
+                }
+                Err(e) => {
+                    link.abort(&e);
+                    broken = Some(e);
+                }
+            }
+        }
     }
 }
 

@@ -12,6 +12,21 @@ pub enum OnTimeout {
     Cancel,
     /// Pause and finish, however long that takes.
     Force,
+    /// Switch over at once; the pages that are left follow.
+    Postcopy,
+}
+
+/// When pages are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// All of them while the guest runs here, until the rest is few.
+    #[default]
+    Precopy,
+    /// After the guest has gone, as it needs them.
+    Postcopy,
+    /// All of them once while the guest runs here; then, unless the rest is few, the rest after it has gone.
+    Hybrid,
 }
 
 /// How guest memory gets to a destination on this machine.
@@ -46,10 +61,21 @@ pub struct Options {
     pub compress: bool,
     /// Hand memory over or copy it.
     pub memory: MemoryWay,
+    /// When pages are copied.
+    pub mode: Mode,
+    /// Where the destination cannot do postcopy, go on without.
+    pub postcopy_fallback: bool,
     /// How long the peer may be silent, and this side wait in any one step.
     pub idle: Duration,
     /// How long the guest may stand still at worst before the attempt is given up.
     pub blackout: Duration,
+}
+
+impl Options {
+    /// Pages may have to come after the guest.
+    pub fn wants_postcopy(&self) -> bool {
+        self.mode != Mode::Precopy || self.on_timeout == OnTimeout::Postcopy
+    }
 }
 
 impl Default for Options {
@@ -63,6 +89,8 @@ impl Default for Options {
             auto_converge: true,
             compress: false,
             memory: MemoryWay::Auto,
+            mode: Mode::Precopy,
+            postcopy_fallback: false,
             idle: Duration::from_secs(10),
             blackout: Duration::from_secs(30),
         }
@@ -91,6 +119,8 @@ pub(super) enum Verdict {
     Again { throttle: u8 },
     /// Switch over.
     Switch,
+    /// Switch over; the rest comes later.
+    Postcopy,
     /// Give up: why.
     GiveUp(&'static str),
 }
@@ -130,10 +160,14 @@ impl Switch {
         if self.expected <= o.downtime || round.dirtied == 0 {
             return Verdict::Switch;
         }
+        if o.mode == Mode::Hybrid {
+            return Verdict::Postcopy;
+        }
         let late = o.timeout.is_some_and(|t| round.elapsed >= t);
         if late || round.number >= o.max_rounds {
             return match (o.on_timeout, late) {
                 (OnTimeout::Force, _) => Verdict::Switch,
+                (OnTimeout::Postcopy, _) => Verdict::Postcopy,
                 (_, true) => Verdict::GiveUp("the time limit is over (timeout_s)"),
                 (_, false) => Verdict::GiveUp("too many rounds (max_rounds)"),
             };
@@ -166,7 +200,7 @@ mod tests {
             let dirtied = ((speed * took.as_secs_f64()) as u64).min(set);
             match switch.judge(Round { number, pages, took, dirtied, elapsed }) {
                 Verdict::Again { throttle: t } => (throttle, pages) = (t, dirtied),
-                Verdict::Switch => return (number, throttle, Ok(switch.expected)),
+                Verdict::Switch | Verdict::Postcopy => return (number, throttle, Ok(switch.expected)),
                 Verdict::GiveUp(why) => return (number, throttle, Err(why)),
             }
         }

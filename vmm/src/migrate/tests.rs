@@ -4,10 +4,11 @@ use super::fault::{Action, Plan, Side, Step};
 use super::offer::sample::{capabilities, offer};
 use super::*;
 use crate::memory::ram::{Backing, allocate, make_writable};
-use crate::memory::{GuestRam, PAGE_SIZE, PageSet, Region, Run, SharedRam};
+use crate::memory::{GuestRam, Missing, PAGE_SIZE, PageSet, Region, Run, SharedRam, missing_is_possible};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -22,6 +23,8 @@ struct World {
     /// Memory and blob that the source had when it stopped.
     left: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
     arrived: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
+    /// The guest at the destination, while it looks at its memory.
+    guest: Mutex<Option<JoinHandle<()>>>,
     throttle: AtomicU64,
 }
 
@@ -32,14 +35,8 @@ struct Ram {
 }
 
 impl Ram {
-    fn new(offer: &Offer, backing: &Backing) -> Arc<Ram> {
-        let len = offer.memory_bytes() as usize;
-        Arc::new(Ram { ram: allocate(len as u64, backing).unwrap(), len })
-    }
-
-    /// Offset in it of a guest address: the regions one after the other.
-    fn at(gpa: u64) -> GuestAddress {
-        GuestAddress(if gpa >= HIGH { LOW_LEN + gpa - HIGH } else { gpa })
+    fn new(backing: &Backing) -> Arc<Ram> {
+        Arc::new(Ram { ram: allocate(MAPPED, backing).unwrap(), len: MAPPED as usize })
     }
 
     fn all(&self) -> Vec<u8> {
@@ -55,13 +52,13 @@ impl Ram {
 
 impl Memory for Ram {
     fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Fault> {
-        Memory::read(&*self.ram, Ram::at(gpa).0, buf)
+        Memory::read(&*self.ram, gpa, buf)
     }
     fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Fault> {
-        Memory::write(&*self.ram, Ram::at(gpa).0, bytes)
+        Memory::write(&*self.ram, gpa, bytes)
     }
     fn zero(&self, gpa: u64, len: u64) -> Result<(), Fault> {
-        Memory::zero(&*self.ram, Ram::at(gpa).0, len)
+        Memory::zero(&*self.ram, gpa, len)
     }
 }
 
@@ -85,7 +82,7 @@ struct MockSource {
 impl MockSource {
     fn new(world: &Arc<World>, offer: Offer, pages_a_turn: u64) -> Self {
         world.source_runs.store(true, Ordering::SeqCst);
-        let memory = Ram::new(&offer, &Backing::Shared);
+        let memory = Ram::new(&Backing::Shared);
         let empty = PageSet::empty(&offer.regions);
         let mut machine = MockSource {
             world: Arc::clone(world),
@@ -110,15 +107,14 @@ impl MockSource {
             self.turn = self.turn.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407 + i);
             let pages: u64 = self.offer.regions.iter().map(|r| r.len / PAGE_SIZE).sum();
             let page = (self.turn >> 33) % pages;
+            let first = self.offer.regions[0].len / PAGE_SIZE;
+            let number = if page < first { page } else { HIGH / PAGE_SIZE + page - first };
             // Some writes make a page zero again.
             let value = if page.is_multiple_of(5) { 0 } else { (self.turn >> 20) as u8 };
-            self.memory.put(page as usize * PAGE + (self.turn >> 50) as usize % PAGE, &[value]);
+            self.memory.put(number as usize * PAGE + (self.turn >> 50) as usize % PAGE, &[value]);
             if page.is_multiple_of(7) {
-                self.memory.put(page as usize * PAGE, &[0; PAGE]);
+                self.memory.put(number as usize * PAGE, &[0; PAGE]);
             }
-            let first = self.offer.regions[0].len / PAGE_SIZE;
-            let number =
-                if page < first { page } else { self.offer.regions[1].gpa / PAGE_SIZE + page - first };
             assert!(self.ever.insert(Run { page: number, count: 1 }));
             let log = if self.logging { &mut self.log } else { &mut self.kept };
             assert!(log.insert(Run { page: number, count: 1 }));
@@ -161,16 +157,7 @@ impl Source for MockSource {
             return Err("it is private".into());
         }
         let mut shared = SharedRam::of(&self.memory.ram)?;
-        let mut offset = 0;
-        shared.pieces = self
-            .offer
-            .regions
-            .iter()
-            .map(|r| {
-                offset += r.len;
-                (*r, offset - r.len)
-            })
-            .collect();
+        shared.pieces = self.offer.regions.iter().map(|r| (*r, r.gpa)).collect();
         Ok(shared)
     }
     fn throttle(&mut self, percent: u8) -> Result<(), Fault> {
@@ -214,6 +201,7 @@ struct MockTarget {
     world: Arc<World>,
     memory: Arc<Ram>,
     blob: Vec<u8>,
+    missing: bool,
     fail: Option<&'static str>,
 }
 
@@ -222,17 +210,17 @@ impl Builder for MockBuilder {
     fn capabilities(&self) -> Capabilities {
         self.capabilities.clone()
     }
-    fn build(self, offer: &Offer, memory: Option<SharedRam>) -> Result<MockTarget, Fault> {
+    fn build(self, _: &Offer, memory: Option<SharedRam>) -> Result<MockTarget, Fault> {
         if self.fail == Some("build") {
             return Err("no memory".into());
         }
         let backing = memory.map_or(Backing::Shared, |mut shared| {
             // One region here, whatever the offer has: the mock's addresses are offsets.
-            shared.pieces = vec![(Region { gpa: 0, len: offer.memory_bytes() }, 0)];
+            shared.pieces = vec![(Region { gpa: 0, len: MAPPED }, 0)];
             Backing::HandedOver(shared)
         });
-        let memory = Ram::new(offer, &backing);
-        Ok(MockTarget { world: self.world, memory, blob: vec![], fail: self.fail })
+        let memory = Ram::new(&backing);
+        Ok(MockTarget { world: self.world, memory, blob: vec![], missing: false, fail: self.fail })
     }
 }
 
@@ -241,7 +229,21 @@ impl Target for MockTarget {
     fn memory(&self) -> Arc<dyn Memory> {
         Arc::clone(&self.memory) as _
     }
+    fn can_miss(&self) -> Result<(), Fault> {
+        if self.fail == Some("miss") {
+            return Err("userfaultfd is not permitted".into());
+        }
+        Ok(missing_is_possible()?)
+    }
+    fn miss(&mut self, absent: &PageSet) -> Result<Missing, Fault> {
+        self.missing = true;
+        Ok(Missing::begin(&self.memory.ram, absent.runs(u64::MAX))?)
+    }
     fn load(&mut self, container: &[u8]) -> Result<(), Fault> {
+        if self.missing {
+            // As real devices may.
+            self.memory.ram.read_slice(&mut [0; 4], GuestAddress(7 * PAGE_SIZE))?;
+        }
         if self.fail == Some("load") {
             return Err("the backend refuses x86.regs".into());
         }
@@ -255,9 +257,22 @@ impl Target for MockTarget {
         // Never two: at this instant the source must not run.
         assert!(!self.world.source_runs.load(Ordering::SeqCst), "two guests run");
         self.world.advance_ns.store(advance_ns, Ordering::SeqCst);
-        *self.world.arrived.lock().unwrap() = Some((self.memory.all(), self.blob));
-        make_writable(&self.memory.ram).unwrap();
-        self.memory.put(0, b"it runs here");
+        let (world, memory, blob) = (Arc::clone(&self.world), self.memory, self.blob);
+        let look = move || {
+            // From the back, against the order in which pages come by themselves.
+            let mut page = [0; 16];
+            for at in (0..memory.len / PAGE).rev() {
+                memory.ram.read_slice(&mut page, GuestAddress((at * PAGE) as u64)).unwrap();
+            }
+            *world.arrived.lock().unwrap() = Some((memory.all(), blob));
+            make_writable(&memory.ram).unwrap();
+            memory.put(0, b"it runs here");
+        };
+        if self.missing {
+            *self.world.guest.lock().unwrap() = Some(std::thread::spawn(look));
+        } else {
+            look();
+        }
         self.world.destination_runs.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -303,6 +318,9 @@ struct Ended {
     source: Option<Outcome<MockSource>>,
     destination: Option<Arrival<()>>,
     source_progress: Progress,
+    destination_progress: Progress,
+    /// One side died while the other had something that it needed: nobody can help.
+    lost: bool,
 }
 
 impl Ended {
@@ -326,8 +344,9 @@ impl Ended {
     }
 }
 
-/// Where the second region begins, and how long the first is.
-const HIGH: u64 = 1 << 32;
+/// Where the second region begins: one mapping has both, and a hole that is nobody's between them.
+const HIGH: u64 = LOW_LEN + (1 << 20);
+const MAPPED: u64 = HIGH + (1 << 20);
 const LOW_LEN: u64 = 4 << 20;
 
 fn big_offer() -> Offer {
@@ -365,29 +384,70 @@ fn migrate(case: Case) -> Ended {
         capabilities: case.capabilities,
         fail: case.destination_fails,
     };
-    let destination =
-        std::thread::spawn(move || receive(builder, from, Progress::new("destination", "test")));
+    let destination_progress = Progress::new("destination", "test");
+    let shown_there = destination_progress.clone();
+    let destination = std::thread::spawn(move || receive(builder, from, shown_there));
     let mut machine = MockSource::new(&world, big_offer(), case.pages_a_turn);
     machine.fail = case.source_fails;
     machine.shared = !case.private;
     let progress = Progress::new("source", "test");
     let (options, shown) = (case.options, progress.clone());
     let source = std::thread::spawn(move || send(machine, to, options, shown));
+    // Only a pager's death is not seen by its thread's end.
+    let kills = case.plan.filter(|p| p.action == Action::Kill);
+    let dead_later = kills.is_some_and(|p| {
+        p.side == Side::Destination
+            && [Step::Ready, Step::Running, Step::Postcopy, Step::Complete].contains(&p.step)
+    });
+    let mut lost = false;
+    loop {
+        let (here, there) = (progress.waits_for_connection(), destination_progress.waits_for_connection());
+        let never_ran = destination.is_finished() && !world.destination_runs.load(Ordering::SeqCst);
+        let done = destination_progress.snapshot().is_over();
+        if here && there {
+            let (a, b) = UnixStream::pair().unwrap();
+            let patience = Duration::from_secs(60);
+            assert!(destination_progress.reconnect(Link::new(stream(b), Side::Destination, patience)));
+            assert!(progress.reconnect(Link::new(stream(a), Side::Source, patience)));
+        } else if here && (never_ran || done || dead_later) {
+            lost |= dead_later;
+            progress.give_up();
+        } else if there && source.is_finished() {
+            lost = true;
+            destination_progress.give_up();
+            break;
+        } else if source.is_finished() && (never_ran || done || dead_later) {
+            lost |= dead_later;
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let (source, destination) = (source.join().ok(), destination.join().ok());
-    Ended { world, source, destination, source_progress: progress }
+    if let Some(guest) = world.guest.lock().unwrap().take() {
+        guest.join().unwrap();
+    }
+    Ended { world, source, destination, source_progress: progress, destination_progress, lost }
 }
 
 /// What must hold however it ended.
 fn check(name: &str, e: &Ended) {
     let (at_source, at_destination) = e.runs();
     assert!(!(at_source && at_destination), "{name}: two guests run");
-    if at_destination {
+    if at_destination && !e.lost {
         let (left, arrived) = (e.world.left.lock().unwrap(), e.world.arrived.lock().unwrap());
         assert!(*left == *arrived, "{name}: memory or state changed on the way");
     }
     match &e.source {
         None => {}
-        Some(Outcome::Moved((), _)) => assert!(at_destination, "{name}: moved to nowhere"),
+        Some(Outcome::Moved((), _)) => {
+            assert!(at_destination, "{name}: moved to nowhere");
+            let there = e.destination_progress.snapshot();
+            assert!(
+                e.lost || there.phase == Phase::Done || there.role.is_empty(),
+                "{name}: {:?}",
+                there.phase
+            );
+        }
         Some(Outcome::Stayed { machine, stuck, .. }) => {
             assert!(at_source && stuck.is_none(), "{name}: the guest should go on");
             let mut all = machine.kept.clone();
@@ -540,6 +600,95 @@ fn memory_is_handed_over_where_it_can_be_and_copied_where_not() {
     }
 }
 
+fn lazy(mode: Mode) -> Case {
+    let mut case = Case::default();
+    case.options.mode = mode;
+    // Even the pages that one round leaves are too many.
+    case.options.downtime = Duration::ZERO;
+    case
+}
+
+#[test]
+fn pages_that_come_after_the_guest_are_the_right_ones() {
+    let name = "pages_that_come_after_the_guest_are_the_right_ones";
+    if let Err(why) = missing_is_possible() {
+        return println!("SKIPPED {name}: {why}");
+    }
+    for (mode, compress) in [(Mode::Postcopy, false), (Mode::Hybrid, false), (Mode::Postcopy, true)] {
+        let mut case = lazy(mode);
+        case.options.compress = compress;
+        let e = migrate(case);
+        check("late", &e);
+        let Some(Outcome::Moved((), report)) = &e.source else { panic!("{}", e.error()) };
+        assert!(report.postcopy_pages > 100 && report.requested_pages > 0, "{report:?}");
+        assert_eq!(report.rounds, 2, "{report:?}");
+        let there = e.destination_progress.snapshot().report.unwrap();
+        assert_eq!((there.bytes, there.recoveries), (report.bytes, 0));
+    }
+    // The time is over: the rest comes later.
+    let mut case = lazy(Mode::Precopy);
+    case.options.on_timeout = OnTimeout::Postcopy;
+    let e = migrate(case);
+    check("timeout", &e);
+    assert!(matches!(&e.source, Some(Outcome::Moved((), r)) if r.rounds == 5 && r.postcopy_pages > 0));
+}
+
+#[test]
+fn a_destination_that_cannot_wait_for_pages_says_so_before_any_goes() {
+    for fallback in [false, true] {
+        let mut case = Case { destination_fails: Some("miss"), ..lazy(Mode::Postcopy) };
+        case.options.postcopy_fallback = fallback;
+        let e = migrate(case);
+        check("no userfaultfd", &e);
+        match &e.source {
+            Some(Outcome::Moved((), r)) => assert!(fallback && r.postcopy_pages == 0),
+            _ => assert!(!fallback && e.error().contains("userfaultfd is not permitted"), "{}", e.error()),
+        }
+    }
+    // A peer of before.
+    for fails in ["build", "load", "run"] {
+        if let Err(why) = missing_is_possible() {
+            return println!("SKIPPED the rest: {why}");
+        }
+        let e = migrate(Case { destination_fails: Some(fails), ..lazy(Mode::Postcopy) });
+        check(fails, &e);
+        assert_eq!(e.runs(), (fails != "run", false), "{fails}");
+    }
+}
+
+#[test]
+fn a_broken_connection_after_the_commit_is_replaced_and_no_page_is_lost() {
+    let name = "a_broken_connection_after_the_commit_is_replaced_and_no_page_is_lost";
+    if let Err(why) = missing_is_possible() {
+        return println!("SKIPPED {name}: {why}");
+    }
+    let mut recovered = 0;
+    for mode in [Mode::Postcopy, Mode::Hybrid] {
+        every_fault(
+            name,
+            || lazy(mode),
+            |name, plan, e| {
+                let (at_source, at_destination) = e.runs();
+                if plan.action == Action::Kill {
+                    return;
+                }
+                match &e.source {
+                    Some(Outcome::Unconfirmed(..)) => {
+                        // The last word was lost, or never came to be said.
+                        let ended = e.destination_progress.snapshot().is_over();
+                        assert!(ended, "{name}: {}", e.error());
+                    }
+                    Some(_) => assert!(at_source || at_destination, "{name}: nobody runs"),
+                    None => panic!("{name}: the source is gone"),
+                }
+                let there = e.destination_progress.snapshot().report.unwrap_or_default();
+                recovered += there.recoveries;
+            },
+        );
+    }
+    assert!(recovered > 5, "{recovered} recoveries");
+}
+
 #[test]
 fn preflight_refusals_reach_both_ends_before_any_page() {
     let mut case = Case::default();
@@ -595,7 +744,14 @@ fn garbage_and_other_versions_are_refused_and_the_guest_goes_on() {
         let progress = Progress::new("source", "test");
         let source = Some(send(machine, link, Options::default(), progress.clone()));
         peer.join().unwrap();
-        let e = Ended { world, source, destination: None, source_progress: progress };
+        let e = Ended {
+            world,
+            source,
+            destination: None,
+            source_progress: progress,
+            destination_progress: Progress::new("", "test"),
+            lost: false,
+        };
         check(text, &e);
         assert!(e.error().contains(text), "{:?} should say {text:?}", e.error());
     }
@@ -636,7 +792,14 @@ fn a_cancelled_guest_goes_on() {
     progress.cancel();
     let source = Some(send(machine, link(a, Side::Source), Options::default(), progress.clone()));
     let destination = destination.join().ok();
-    let e = Ended { world, source, destination, source_progress: progress };
+    let e = Ended {
+        world,
+        source,
+        destination,
+        source_progress: progress,
+        destination_progress: Progress::new("", "test"),
+        lost: false,
+    };
     check("cancelled", &e);
     assert_eq!(e.error(), "cancelled");
     assert!(e.destination_error().contains("cancelled"));
@@ -671,7 +834,14 @@ fn strangers_are_turned_away_and_the_guest_still_arrives() {
     let source = Some(send(machine, link, Options::default(), progress.clone()));
     let (arrival, away) = destination.join().unwrap();
     assert!(away.len() == 1 && away[0].contains("does not speak"), "{away:?}");
-    let e = Ended { world, source, destination: Some(arrival), source_progress: progress };
+    let e = Ended {
+        world,
+        source,
+        destination: Some(arrival),
+        source_progress: progress,
+        destination_progress: Progress::new("", "test"),
+        lost: false,
+    };
     check("after a stranger", &e);
     assert_eq!(e.runs(), (false, true));
     assert!(!path.exists(), "the socket's file is left");

@@ -12,6 +12,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use socket2::Socket;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,6 +117,16 @@ macro_rules! stream {
         impl Stream for StreamOwned<$connection, Socket> {
             fn set_idle_limit(&self, limit: Duration) -> io::Result<()> {
                 self.sock.set_idle_limit(limit)
+            }
+            fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+                self.sock.descriptor()
+            }
+            fn has_buffered(&mut self) -> bool {
+                // An error shows itself at the next read.
+                self.conn.process_new_packets().map_or(true, |s| s.plaintext_bytes_to_read() > 0)
+            }
+            fn be_prompt(&self) {
+                self.sock.be_prompt();
             }
             fn finish(&mut self) {
                 self.conn.send_close_notify();

@@ -10,7 +10,7 @@ use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -110,6 +110,9 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok((host, port).to_socket_addrs()?.collect())
 }
 
+/// Most bytes in a send queue before a prompt answer.
+const UNSENT: u32 = 128 << 10;
+
 /// One connection, whatever it goes over.
 pub trait Stream: Read + Write + Send {
     /// How long a read or a write may make no progress.
@@ -141,6 +144,14 @@ pub trait Stream: Read + Write + Send {
         let _ = (buf, descriptors);
         Err(io::ErrorKind::Unsupported.into())
     }
+    /// What becomes readable when bytes come, to wait for them together with something else.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+    /// True if bytes have come that a read gives without the descriptor being readable.
+    fn has_buffered(&mut self) -> bool {
+        false
+    }
+    /// Small answers are to pass soon: not much may wait in this host's send queue before them.
+    fn be_prompt(&self) {}
     /// Ends the sending direction; the peer reads to the end.
     fn finish(&mut self);
     /// Ends both directions at once, from any thread's point of view.
@@ -178,6 +189,14 @@ impl Stream for Socket {
             }
         }
         Ok(n)
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
+    }
+    fn be_prompt(&self) {
+        if self.local_addr().is_ok_and(|a| a.is_ipv4() || a.is_ipv6()) {
+            let _ = self.set_tcp_notsent_lowat(UNSENT);
+        }
     }
     fn finish(&mut self) {
         let _ = self.shutdown(std::net::Shutdown::Write);

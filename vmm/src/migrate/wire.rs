@@ -17,12 +17,22 @@ pub(super) const PREFACE_LEN: usize = 16;
 pub(super) const CHUNK_PAGES: u64 = 256;
 /// Most runs in a [`Kind::Zero`] frame.
 pub(super) const MAX_ZERO_RUNS: usize = 4096;
+/// Most runs in a [`Kind::Request`] frame.
+pub(super) const MAX_REQUESTS: usize = 256;
+/// Bytes of a session's token.
+pub(super) const TOKEN_LEN: usize = 16;
 /// Bytes of a frame's header.
 pub(super) const HEADER_LEN: usize = 20;
 /// [`Kind::Pages`]: the pages are one LZ4 block.
 pub(super) const FLAG_LZ4: u16 = 1;
 /// [`Kind::Offer`]: [`Kind::Memory`] follows at once.
 pub(super) const FLAG_MEMORY: u16 = 1;
+/// [`Kind::Offer`]: some pages are to come after [`Kind::Commit`].
+pub(super) const FLAG_POSTCOPY: u16 = 2;
+/// [`Kind::Offer`]: if they may not, the offer is to be refused.
+pub(super) const FLAG_REQUIRED: u16 = 4;
+/// [`Kind::Accept`]: pages may come after [`Kind::Commit`].
+pub(super) const FLAG_GRANTED: u16 = 2;
 /// [`Kind::Accept`]: the descriptors were lost on the way; pages are to be sent.
 pub(super) const FLAG_COPY: u16 = 1;
 
@@ -38,8 +48,10 @@ pub(super) mod caps {
     pub(crate) const LZ4: u32 = 1;
     /// Takes guest memory as descriptors.
     pub(crate) const MEMORY: u32 = 2;
+    /// Knows sessions, and pages that come after the commit.
+    pub(crate) const POSTCOPY: u32 = 4;
     /// All of this build.
-    pub(crate) const OURS: u32 = LZ4 | MEMORY;
+    pub(crate) const OURS: u32 = LZ4 | MEMORY | POSTCOPY;
 }
 
 /// The preface: the same 16 bytes in every version of the protocol.
@@ -141,6 +153,18 @@ kinds! {
     KeepAlive = 15, 0, "a sign of life";
     /// Source: guest memory itself, as descriptors.
     Memory = 16, 4 + MAX_REGIONS as usize * 24, "the memory's descriptors";
+    /// Source, before the offer: what later connections show to belong to this migration.
+    Session = 17, TOKEN_LEN, "a session";
+    /// Either: pages that the destination does not have (yet).
+    Missing = 19, 4 + MAX_ZERO_RUNS * 16, "missing pages";
+    /// Destination: the guest waits for these pages.
+    Request = 20, 4 + MAX_REQUESTS * 16, "a request for pages";
+    /// Destination: it has every page.
+    Complete = 21, 0, "the word that all pages are there";
+    /// Source, on a new connection after a broken one.
+    Recover = 22, TOKEN_LEN, "a recovery";
+    /// Destination: its missing pages have been named; their number.
+    Recovered = 23, 8, "the end of the missing pages";
 }
 
 /// A frame's header.
@@ -180,8 +204,8 @@ impl FrameHeader {
             Kind::from_code(code).ok_or_else(|| MigrateError::Frame(format!("kind {code} is not known")))?;
         let allowed = match kind {
             Kind::Pages => FLAG_LZ4,
-            Kind::Offer => FLAG_MEMORY,
-            Kind::Accept => FLAG_COPY,
+            Kind::Offer => FLAG_MEMORY | FLAG_POSTCOPY | FLAG_REQUIRED,
+            Kind::Accept => FLAG_COPY | FLAG_GRANTED,
             _ => 0,
         };
         if flags & !allowed != 0 {
@@ -279,7 +303,7 @@ mod tests {
     /// Frozen: what a peer of any age sends first.
     #[test]
     fn the_preface_is_what_the_document_says() {
-        assert_eq!(Preface::ours().encode(), *b"GODWITMG\x01\x00\x01\x00\x03\x00\x00\x00");
+        assert_eq!(Preface::ours().encode(), *b"GODWITMG\x01\x00\x01\x00\x07\x00\x00\x00");
     }
 
     #[test]

@@ -1,0 +1,187 @@
+//! The source after the guest has gone: the pages that it still owes the destination.
+//!
+//! Pages that the guest waits for go first, with their neighbours; meanwhile the others follow, on from the last place at which the
+//! guest waited.
+
+use super::error::MigrateError;
+use super::fault::Step;
+use super::link::Link;
+use super::machine::Memory;
+use super::progress::{Progress, Report};
+use super::sender::Sender;
+use super::wire::{CHUNK_PAGES, Kind, MAX_REQUESTS, MAX_ZERO_RUNS, TOKEN_LEN, put_runs, runs};
+use crate::memory::{PageSet, Run};
+use crate::state::codec::Cursor;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What belongs to one migration shows this: random, so that nobody else can.
+pub(super) type Token = [u8; TOKEN_LEN];
+
+/// Pages sent at once when nobody waits for one: few, since a request waits behind them.
+const BACKGROUND: u64 = 32;
+/// Pages sent with one that somebody waits for.
+const AHEAD: u64 = 8;
+
+/// Tells which pages are missing.
+pub(super) fn send_missing(pages: &PageSet, link: &mut Link) -> Result<(), MigrateError> {
+    let all: Vec<_> = pages.runs(u64::MAX).collect();
+    for list in all.chunks(MAX_ZERO_RUNS) {
+        put_runs(link.begin(), list);
+        link.send_built(Kind::Missing, 0, "telling which pages are missing")?;
+    }
+    Ok(())
+}
+
+/// Adds a [`Kind::Missing`] frame's pages to `pages`.
+pub(super) fn take_missing(payload: &[u8], pages: &mut PageSet) -> Result<(), MigrateError> {
+    let c = &mut Cursor::new(payload);
+    let list = runs(c, MAX_ZERO_RUNS)?;
+    c.end("missing pages")?;
+    match list.iter().find(|run| run.is_empty() || !pages.covers(**run) || !pages.insert(**run)) {
+        Some(run) => Err(MigrateError::Frame(format!("page {:#x} is not guest memory", run.page))),
+        None => Ok(()),
+    }
+}
+
+/// The pages, and where they are read from.
+pub(super) struct Owed {
+    pub(super) pages: PageSet,
+    pub(super) memory: Arc<dyn Memory>,
+    pub(super) sender: Sender,
+    pub(super) token: Token,
+    cursor: u64,
+    requested: u64,
+}
+
+impl Owed {
+    pub(super) fn new(pages: PageSet, memory: Arc<dyn Memory>, sender: Sender, token: Token) -> Self {
+        Owed { pages, memory, sender, token, cursor: 0, requested: 0 }
+    }
+
+    fn send(&mut self, run: Run, link: &mut Link) -> Result<(), MigrateError> {
+        self.pages.remove(run);
+        self.cursor = run.page + run.count;
+        self.sender.send_run(&*self.memory, run, link)
+    }
+
+    /// Somebody waits for pages.
+    pub(super) fn answer(&mut self, payload: &[u8], link: &mut Link) -> Result<(), MigrateError> {
+        let c = &mut Cursor::new(payload);
+        let list = runs(c, MAX_REQUESTS)?;
+        c.end("a request for pages")?;
+        for run in list {
+            if run.is_empty() || run.count > CHUNK_PAGES || !self.pages.covers(run) {
+                return Err(MigrateError::Frame(format!("page {:#x} is not guest memory", run.page)));
+            }
+            self.requested += run.count;
+            // Those that are on their way already are not sent twice.
+            let end = run.page + run.count;
+            while let Some(next) = self.pages.next_run(run.page, AHEAD).filter(|n| n.page < end) {
+                self.send(next, link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a frame that is no request, answering those.
+    pub(super) fn recv(
+        this: &mut Option<Owed>,
+        link: &mut Link,
+        doing: &'static str,
+    ) -> Result<(Kind, Vec<u8>), MigrateError> {
+        loop {
+            let frame = link.recv(doing)?;
+            let (kind, payload) = (frame.kind, frame.payload.to_vec());
+            match (kind, &mut *this) {
+                (Kind::Request, Some(owed)) => owed.answer(&payload, link)?,
+                _ => return Ok((kind, payload)),
+            }
+        }
+    }
+
+    /// Sends until the destination says that it has every page.
+    pub(super) fn serve(
+        &mut self,
+        link: &mut Link,
+        progress: &Progress,
+        report: &mut Report,
+    ) -> Result<(), MigrateError> {
+        const DOING: &str = "waiting for the destination to have all pages";
+        let idle = link.idle();
+        let pulse = (idle / 3).max(Duration::from_millis(1));
+        link.set_deadline(None);
+        link.be_prompt();
+        link.at(Step::Postcopy);
+        let (mut heard, mut shown) = (Instant::now(), None);
+        loop {
+            let next =
+                self.pages.next_run(self.cursor, BACKGROUND).or_else(|| self.pages.next_run(0, BACKGROUND));
+            let patience = if next.is_some() { Duration::ZERO } else { pulse };
+            let (readable, _) = link.wait(&[], patience)?;
+            if readable {
+                let frame = link.recv_any(DOING)?;
+                heard = Instant::now();
+                match frame.kind {
+                    Kind::Request => {
+                        let payload = frame.payload.to_vec();
+                        self.answer(&payload, link)?;
+                    }
+                    Kind::KeepAlive => {}
+                    Kind::Complete => {
+                        self.show(link, progress, report);
+                        link.at(Step::Complete);
+                        return Ok(());
+                    }
+                    other => {
+                        let found = other.name().into();
+                        return Err(MigrateError::Unexpected { found, expected: "a request for pages" });
+                    }
+                }
+            } else if let Some(run) = next {
+                self.send(run, link)?;
+            } else {
+                link.send(Kind::KeepAlive, &[], DOING)?;
+            }
+            if heard.elapsed() > idle {
+                return Err(MigrateError::Timeout { doing: DOING, limit: idle });
+            }
+            if shown.is_none_or(|at: Instant| at.elapsed() > Duration::from_millis(20)) {
+                shown = Some(Instant::now());
+                self.show(link, progress, report);
+            }
+        }
+    }
+
+    fn show(&self, link: &Link, progress: &Progress, report: &mut Report) {
+        let (pages, zero) = (self.sender.pages, self.sender.zero_pages);
+        report.requested_pages = self.requested;
+        report.postcopy_pages = (pages + zero).saturating_sub(report.pages + report.zero_pages);
+        let missing = self.pages.count();
+        progress.update(|p| {
+            (p.pages, p.zero_pages, p.bytes, p.missing_pages) = (pages, zero, link.sent(), missing);
+        });
+    }
+
+    /// Begins again on a new connection, with the pages that the destination says it misses.
+    pub(super) fn rejoin(&mut self, link: &mut Link) -> Result<(), MigrateError> {
+        const DOING: &str = "joining the destination again";
+        link.hello()?;
+        link.send(Kind::Recover, &self.token, DOING)?;
+        let mut pages = self.pages.clone();
+        pages.clear();
+        loop {
+            let frame = link.recv(DOING)?;
+            match frame.kind {
+                Kind::Missing => take_missing(frame.payload, &mut pages)?,
+                Kind::Recovered if frame.payload == pages.count().to_le_bytes() => break,
+                other => {
+                    let found = other.name().into();
+                    return Err(MigrateError::Unexpected { found, expected: "missing pages" });
+                }
+            }
+        }
+        (self.pages, self.cursor) = (pages, 0);
+        Ok(())
+    }
+}
