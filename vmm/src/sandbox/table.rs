@@ -96,7 +96,12 @@ pub const TABLE: &[Row] = &[
     row("fdatasync", &[C, D], &[], "disks: flush; a disk that arrives"),
     row("linkat", &[R], &[], "a disk that has arrived whole gets its name"),
     row("fsync", &[C, D], &[], "disks: flush; snapshot files"),
-    row("fallocate", &[D], &[], "disks: discard, write zeroes"),
+    row(
+        "fallocate",
+        &[D, R],
+        &[],
+        "disks: discard, write zeroes; postcopy: pages that are to come again are given back",
+    ),
     row("ftruncate", &[C], &[], "snapshot: a sparse memory file"),
     row("lseek", &[C, D, M], &[], "disks: size; snapshot: holes"),
     row("getrandom", ALL, &[], "entropy device; hash maps; TLS"),
