@@ -1,9 +1,10 @@
 //! The counter moves between real processes, and goes on whatever goes wrong.
 
 use godwit_tests::conformance::plugin::Plugin;
-use godwit_tests::harness::{Process, Scratch, check_lines, program};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use godwit_tests::harness::fault::wait_until;
+use godwit_tests::harness::{Process, Scratch, ask, check_lines, program};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -74,15 +75,10 @@ impl Stage {
     }
 }
 
-/// Puts `body` to `/migration`: the status line.
-fn put_migration(socket: &Path, body: &str) -> String {
-    let mut peer = UnixStream::connect(socket).unwrap();
-    let head =
-        format!("PUT /migration HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}", body.len());
-    peer.write_all(format!("{head}\r\nContent-Type: application/json\r\n\r\n{body}").as_bytes()).unwrap();
-    let mut line = String::new();
-    BufReader::new(peer).read_line(&mut line).unwrap();
-    line
+/// Puts `body` to `/migration`: the status, and why not.
+fn put_migration(socket: &Path, body: &str) -> (u16, String) {
+    let (status, answer) = ask(socket, "PUT", "/migration", body).unwrap();
+    (status, answer["fault_message"].as_str().unwrap_or_default().to_owned())
 }
 
 fn said(output: &Output) -> String {
@@ -289,7 +285,7 @@ fn an_unconfirmed_guest_stands_still_until_an_operator_resumes_it() {
     let test = "an_unconfirmed_guest_stands_still_until_an_operator_resumes_it";
     let Some(stage) = Stage::set(test, &["interp"]) else { return };
     let mut source = stage.source("interp", 64, "rate=20", "s.api", "");
-    assert!(put_migration(&stage.scratch.path("s.api"), r#"{"action":"resume"}"#).contains(" 400 "));
+    assert_eq!(put_migration(&stage.scratch.path("s.api"), r#"{"action":"resume"}"#).0, 400);
     let mut receiver = stage.receiver("interp", "lost", "lost.api", &[], "destination:commit:kill");
     let moved = stage.migrate("s.api", "lost", &[]);
     assert_eq!(moved.status.code(), Some(4), "{}", said(&moved));
@@ -301,8 +297,53 @@ fn an_unconfirmed_guest_stands_still_until_an_operator_resumes_it() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(source.text(), still, "it runs although it was given away");
     let answer = put_migration(&stage.scratch.path("s.api"), r#"{"action":"resume"}"#);
-    assert!(answer.contains(" 204 "), "{answer}");
+    assert_eq!(answer.0, 204, "{answer:?}");
     goes_on(&mut source);
+}
+
+#[test]
+fn the_api_receives_a_guest_and_takes_new_limits_on_its_way() {
+    let test = "the_api_receives_a_guest_and_takes_new_limits_on_its_way";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    let api = stage.text("r.api");
+    let there = stage.scratch.path("r.api");
+    let mut receiver = Process::start(&stage.godwit, &["--api-sock", &api, "--backend", "interp"], "");
+    let state = || ask(&there, "GET", "/", "").map(|a| a.1["state"].as_str().unwrap_or_default().to_owned());
+    assert!(wait_until(|| state().is_ok()));
+    let receive = format!(r#"{{"action":"receive","address":"unix:{}"}}"#, stage.text("move"));
+
+    let (status, why) = put_migration(&there, r#"{"action":"receive","address":"tcp:0.0.0.0:1"}"#);
+    assert!(status == 400 && why.contains("--tls-dir"), "{why}");
+    assert_eq!(put_migration(&there, &receive).0, 204);
+    assert_eq!(state().unwrap(), "Receiving");
+    let (status, answer) =
+        ask(&there, "PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":8}"#).unwrap();
+    assert!(status == 400 && answer.to_string().contains("waits for a guest"), "{answer}");
+    assert_eq!(put_migration(&there, r#"{"action":"cancel"}"#).0, 204);
+    assert!(wait_until(|| state().is_ok_and(|s| s == "Not started")));
+    assert!(!stage.scratch.path("move").exists());
+
+    assert_eq!(put_migration(&there, &receive).0, 204);
+    let mut source = stage.source("interp", 64, "rate=20", "s.api", "");
+    let here = stage.scratch.path("s.api");
+    let faster = r#"{"bandwidth_bytes_per_s":0,"downtime_ms":1000}"#;
+    assert_eq!(ask(&here, "PATCH", "/migration", faster).unwrap().0, 400, "nothing is being sent");
+    // At this rate it would take hours.
+    let (target, memory) = (format!("unix:{}", stage.text("move")), "copy");
+    let send = serde_json::json!({
+        "action": "send", "target": target, "memory": memory, "bandwidth_bytes_per_s": 100, "downtime_ms": 1
+    });
+    assert_eq!(put_migration(&here, &send.to_string()), (204, String::new()));
+    assert!(wait_until(|| ask(&there, "GET", "/migration", "").is_ok_and(|a| a.1["phase"] == "precopy")));
+    assert_eq!(ask(&here, "PATCH", "/migration", "{}").unwrap().0, 400);
+    assert_eq!(ask(&here, "PATCH", "/migration", faster).unwrap().0, 204);
+    assert_eq!(source.wait_exit(), Some(0), "{}", source.err());
+    receiver.wait_lines(3).unwrap();
+    assert_eq!(state().unwrap(), "Running");
+    let (_, report) = ask(&there, "GET", "/migration", "").unwrap();
+    assert!(report["role"] == "destination" && report["phase"] == "done", "{report}");
+    assert!(receiver.is_alive());
+    check_lines(&[source.text(), receiver.text()]);
 }
 
 fn impostor(path: &Path, answer: &'static [u8]) -> std::thread::JoinHandle<()> {

@@ -5,8 +5,9 @@
 use crate::api::http;
 use crate::api::router::{Owner, Router};
 use crate::api::server::Handler;
+use crate::control::MigrationRequest;
 use crate::control::{Action, Denied, Outcome, Requests};
-use crate::migrate::{MigrationRequest, fuzz as migration};
+use crate::migrate::{LimitsChange, fuzz as migration};
 use crate::mmds::Service;
 use crate::virtio::net::{MmdsConfig, MmdsVersion};
 use crate::virtio::{balloon, block, fuzz as virtio, net, rng, transport, vsock};
@@ -145,6 +146,9 @@ impl Owner for Anybody {
         }
     }
     fn migrate(&self, _request: MigrationRequest) -> Result<(), String> {
+        Ok(())
+    }
+    fn change_migration(&self, _change: LimitsChange) -> Result<(), String> {
         Ok(())
     }
     fn migration(&self) -> Option<Value> {

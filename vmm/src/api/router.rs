@@ -5,9 +5,10 @@ use super::routes::{Route, Target, find};
 use super::server::Handler;
 use crate::config::{DriveConfig, DriveUpdate, MachineSpec, NetUpdate, NetworkInterfaceConfig};
 use crate::control::{
-    Action, ConfigPart, Denied, DeviceUpdate, Handle, InstanceInfo, Migrations, Outcome, Requests,
+    Action, ConfigPart, Denied, DeviceUpdate, Handle, InstanceInfo, MigrationRequest, Migrations, Outcome,
+    Requests,
 };
-use crate::migrate::MigrationRequest;
+use crate::migrate::LimitsChange;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -25,6 +26,12 @@ pub trait Owner: Send {
     /// # Errors
     /// Text for the operator.
     fn migrate(&self, request: MigrationRequest) -> Result<(), String>;
+
+    /// Changes the limits of a migration that goes on.
+    ///
+    /// # Errors
+    /// Text for the operator.
+    fn change_migration(&self, change: LimitsChange) -> Result<(), String>;
 
     /// How far the migration is.
     fn migration(&self) -> Option<Value>;
@@ -46,6 +53,10 @@ impl Owner for Real {
 
     fn migrate(&self, request: MigrationRequest) -> Result<(), String> {
         self.migrations.request(request)
+    }
+
+    fn change_migration(&self, change: LimitsChange) -> Result<(), String> {
+        self.migrations.change(change)
     }
 
     fn migration(&self) -> Option<Value> {
@@ -95,7 +106,8 @@ fn bad(why: impl Into<String>) -> Response {
 }
 
 /// Members that are lists.
-const LISTS: [&str; 4] = ["network_overrides", "drive_overrides", "network_interfaces", "move_disks"];
+const LISTS: [&str; 5] =
+    ["network_overrides", "drive_overrides", "passt_overrides", "network_interfaces", "move_disks"];
 
 /// The name of an array that is not one of [`LISTS`].
 fn stray_array<'a>(name: &'a str, value: &'a Value) -> Option<&'a str> {
@@ -321,6 +333,10 @@ impl Router {
             Target::Mmds => self.done(Action::PatchMetadata(any_body(request)?)),
             Target::Balloon => self.update(DeviceUpdate::Balloon(body(request)?)),
             Target::BalloonStats => self.update(DeviceUpdate::BalloonStats(body(request)?)),
+            Target::Migration => {
+                let changed = self.owner.change_migration(body(request)?);
+                changed.map(|()| Response::no_content()).map_err(bad)
+            }
             Target::Vm => self.done(match body::<VmBody>(request)?.state {
                 VmState::Paused => Action::Pause,
                 VmState::Resumed => Action::Resume,

@@ -125,7 +125,7 @@ pub const ROUTES: &[Route] = &[
         Target::Instance,
         When::Always,
         "instance_info",
-        "also `backend`; after a migration `state` is \"Migrated\"",
+        "also `backend`; while a guest is waited for `state` is \"Receiving\", after a migration \"Migrated\"",
     ),
     route(
         Put,
@@ -250,7 +250,22 @@ pub const ROUTES: &[Route] = &[
         "name, models, sections and counters of the CPU backend",
     ),
     route(Get, "/migration", Target::Migration, When::Always, "migration", "progress and report"),
-    route(Put, "/migration", Target::Migration, When::PostBoot, "migration", "send, cancel, resume"),
+    route(
+        Put,
+        "/migration",
+        Target::Migration,
+        When::Always,
+        "migration",
+        "send, receive (before the start), cancel, postcopy, recover, resume",
+    ),
+    route(
+        Patch,
+        "/migration",
+        Target::Migration,
+        When::PostBoot,
+        "migration",
+        "limits, while a guest is sent",
+    ),
 ];
 
 /// The route that takes a request, and the last part of its path.

@@ -4,6 +4,8 @@
 pub const OK: u8 = 0;
 /// Something went wrong while the machine ran or was built.
 pub const ERROR: u8 = 1;
+/// The guest that was waited for did not arrive; nothing has run here.
+pub const NOT_ARRIVED: u8 = 3;
 /// The guest's processor has shut down: triple fault.
 pub const TRIPLE_FAULT: u8 = 100;
 /// The configuration cannot be honoured.

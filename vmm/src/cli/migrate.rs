@@ -1,7 +1,8 @@
 //! `godwit migrate`: has a running godwit send its guest away, and watches.
 
 use super::client;
-use crate::migrate::{MemoryWay, MigrationRequest, Mode, OnTimeout, Phase, SendRequest, Snapshot};
+use crate::control::MigrationRequest;
+use crate::migrate::{LimitsChange, MemoryWay, Mode, OnTimeout, Phase, SendRequest, Snapshot};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ const MISSING: u32 = 3;
 
 /// Exit codes of `godwit migrate`.
 pub mod exit {
-    /// The guest runs at the destination.
+    /// The guest runs at the destination; or what was asked for of a migration that goes on is done.
     pub const MOVED: u8 = 0;
     /// The sender could not be asked, or refused the request.
     pub const NOT_ASKED: u8 = 1;
@@ -36,7 +37,7 @@ pub struct Migrate {
     #[arg(long, value_name = "PATH")]
     api_sock: PathBuf,
     /// Where to: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT.
-    #[arg(required_unless_present_any = ["recover", "switch"])]
+    #[arg(required_unless_present_any = ["recover", "switch", "change", "cancel"])]
     target: Option<String>,
     /// After a connection that broke in postcopy: connect again (to TARGET, if the way has changed) and send what is missing.
     #[arg(long)]
@@ -44,6 +45,13 @@ pub struct Migrate {
     /// Have the migration that goes on switch to postcopy now, if it was begun with that in mind (--mode, --on-timeout).
     #[arg(long = "switch-to-postcopy", conflicts_with = "recover")]
     switch: bool,
+    /// Give the migration that goes on new limits: those of --downtime-ms, --bandwidth-mib-s, --timeout-s, --on-timeout and
+    /// --no-auto-converge that are named.
+    #[arg(long, conflicts_with_all = ["recover", "switch", "target"])]
+    change: bool,
+    /// End the migration that goes on; the guest runs on where it is.
+    #[arg(long, conflicts_with_all = ["recover", "switch", "change", "target"])]
+    cancel: bool,
     /// When pages are copied: before the guest goes ("precopy"), after it as it needs them ("postcopy"), or once before and the rest
     /// after ("hybrid").
     #[arg(long, value_name = "MODE", default_value = "precopy", value_parser = word::<Mode>)]
@@ -54,18 +62,19 @@ pub struct Migrate {
     /// Where the destination cannot do postcopy, go on without.
     #[arg(long)]
     postcopy_fallback: bool,
-    /// How long the guest may stand still, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = SendRequest::default().downtime_ms)]
-    downtime_ms: u64,
-    /// Most MiB a second while the guest runs.
+    /// How long the guest may stand still, in milliseconds [default: 50].
+    #[arg(long, value_name = "MS")]
+    downtime_ms: Option<u64>,
+    /// Most MiB a second while the guest runs; 0: no limit.
     #[arg(long, value_name = "MIB")]
     bandwidth_mib_s: Option<u64>,
-    /// Most seconds before --on-timeout; 0: no limit.
-    #[arg(long, value_name = "S", default_value_t = SendRequest::default().timeout_s)]
-    timeout_s: u64,
+    /// Most seconds before --on-timeout; 0: no limit [default: 600].
+    #[arg(long, value_name = "S")]
+    timeout_s: Option<u64>,
     /// Then give up ("cancel"), pause the guest and finish ("force"), or let the rest follow the guest ("postcopy").
-    #[arg(long, value_name = "WHAT", default_value = "cancel", value_parser = word::<OnTimeout>)]
-    on_timeout: OnTimeout,
+    /// [default: cancel].
+    #[arg(long, value_name = "WHAT", value_parser = word::<OnTimeout>)]
+    on_timeout: Option<OnTimeout>,
     /// Don't slow the guest down when it writes faster than the link carries.
     #[arg(long)]
     no_auto_converge: bool,
@@ -195,12 +204,13 @@ pub fn report_text(s: &Snapshot) -> String {
 
 impl Migrate {
     fn request(&self) -> SendRequest {
+        let usual = SendRequest::default();
         SendRequest {
             target: self.target.clone().unwrap_or_default(),
-            downtime_ms: self.downtime_ms,
-            bandwidth_bytes_per_s: self.bandwidth_mib_s.map(|m| m.saturating_mul(1 << 20)),
-            timeout_s: self.timeout_s,
-            on_timeout: self.on_timeout,
+            downtime_ms: self.downtime_ms.unwrap_or(usual.downtime_ms),
+            bandwidth_bytes_per_s: self.bandwidth().filter(|b| *b != 0),
+            timeout_s: self.timeout_s.unwrap_or(usual.timeout_s),
+            on_timeout: self.on_timeout.unwrap_or(usual.on_timeout),
             auto_converge: !self.no_auto_converge,
             compress: self.compress,
             memory: self.memory,
@@ -210,7 +220,39 @@ impl Migrate {
             insecure: self.insecure,
             tls_dir: self.tls_dir.clone(),
             move_disks: self.move_disk.clone(),
-            ..SendRequest::default()
+            ..usual
+        }
+    }
+
+    fn bandwidth(&self) -> Option<u64> {
+        self.bandwidth_mib_s.map(|m| m.saturating_mul(1 << 20))
+    }
+
+    /// The request's method and body.
+    fn asked(&self) -> Result<(&'static str, String), String> {
+        let put =
+            |request: &MigrationRequest| Ok(("PUT", serde_json::to_string(request).unwrap_or_default()));
+        if self.recover {
+            put(&MigrationRequest::Recover { target: self.target.clone() })
+        } else if self.switch {
+            put(&MigrationRequest::Postcopy)
+        } else if self.cancel {
+            put(&MigrationRequest::Cancel)
+        } else if self.change {
+            let change = LimitsChange {
+                downtime_ms: self.downtime_ms,
+                bandwidth_bytes_per_s: self.bandwidth(),
+                max_rounds: None,
+                timeout_s: self.timeout_s,
+                on_timeout: self.on_timeout,
+                auto_converge: self.no_auto_converge.then_some(false),
+            };
+            change.check()?;
+            Ok(("PATCH", serde_json::to_string(&change).unwrap_or_default()))
+        } else {
+            let request = self.request();
+            request.check().map_err(|e| e.to_string())?;
+            put(&MigrationRequest::Send(Box::new(request)))
         }
     }
 
@@ -220,19 +262,13 @@ impl Migrate {
             eprintln!("godwit: {why}");
             exit::NOT_ASKED
         };
-        let request = if self.recover {
-            MigrationRequest::Recover { target: self.target.clone() }
-        } else if self.switch {
-            MigrationRequest::Postcopy
-        } else {
-            let request = self.request();
-            if let Err(e) = request.check() {
-                return fail(&e.to_string());
-            }
-            MigrationRequest::Send(Box::new(request))
+        let (method, body) = match self.asked() {
+            Ok(asked) => asked,
+            Err(why) => return fail(&why),
         };
-        let body = serde_json::to_string(&request).unwrap_or_default();
-        match client::request(&self.api_sock, "PUT", "/migration", &body, Some(client::SOON)) {
+        match client::request(&self.api_sock, method, "/migration", &body, Some(client::SOON)) {
+            // Whoever began the migration watches it.
+            Ok(answer) if answer.is_success() && (self.change || self.cancel) => return exit::MOVED,
             Ok(answer) if answer.is_success() => {}
             Ok(answer) => return fail(&answer.fault()),
             Err(why) => return fail(&why),

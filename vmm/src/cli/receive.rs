@@ -2,20 +2,16 @@
 
 use super::confine::Confine;
 use super::{exit, log, run, signals, terminal};
-use crate::config::MachineSpec;
-use crate::control::moving::{Arrived, Arriving, Limits};
-use crate::control::overrides::{Overrides, Replacement};
-use crate::control::{Control, End};
-use crate::migrate::{Address, Arrival, Listener, Phase, Progress, Tls, require_protection, wait_for_guest};
+use crate::config::{
+    DriveOverride, MachineSpec, NetworkOverride, PasstOverride, ReceiveRequest, VsockOverride,
+};
+use crate::control::overrides::Replacement;
+use crate::control::{Control, receiving};
+use crate::migrate::{Address, Phase, Progress, Report};
 use crate::plugin::trust::Pin;
 use crate::plugin::{Choice, choose};
 use crate::sandbox;
-use godwit_state::Model;
 use std::path::PathBuf;
-use std::time::Duration;
-
-/// Exit code: the guest did not arrive; nothing has run here.
-const NOT_ARRIVED: u8 = 3;
 
 /// Waits for a guest from another godwit, then runs it with its console here.
 ///
@@ -33,7 +29,7 @@ pub struct Receive {
     /// Load only a plugin with this SHA-256; may be given several times.
     #[arg(long, value_name = "SHA256")]
     plugin_sha256: Vec<String>,
-    /// Unix socket for the API once the guest is here.
+    /// Unix socket for the API: it says how far the guest is, and serves it when it is here.
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
     /// Name of this instance.
@@ -90,6 +86,32 @@ impl Receive {
         self.live().unwrap_or_else(|code| code)
     }
 
+    fn request(&self) -> ReceiveRequest {
+        fn all(list: &[Replacement]) -> impl Iterator<Item = (String, String)> {
+            list.iter().cloned().map(|r| (r.id, r.with))
+        }
+        ReceiveRequest {
+            address: self.address.to_string(),
+            max_memory_mib: self.max_memory_mib,
+            max_disk_mib: self.max_disk_mib,
+            max_vcpus: self.max_vcpus,
+            allow_tsc_mismatch: self.allow_tsc_mismatch,
+            drive_overrides: all(&self.drive)
+                .map(|(drive_id, path_on_host)| DriveOverride { drive_id, path_on_host })
+                .collect(),
+            network_overrides: all(&self.tap)
+                .map(|(iface_id, host_dev_name)| NetworkOverride { iface_id, host_dev_name })
+                .collect(),
+            passt_overrides: all(&self.passt)
+                .map(|(iface_id, passt_socket)| PasstOverride { iface_id, passt_socket })
+                .collect(),
+            vsock_override: self.vsock_uds.clone().map(|uds_path| VsockOverride { uds_path }),
+            insecure: self.insecure,
+            tls_dir: self.tls_dir.clone(),
+            idle_s: self.idle_s,
+        }
+    }
+
     fn live(&self) -> Result<u8, u8> {
         let error = |e: &dyn std::fmt::Display| fail(e, exit::ERROR);
         let arguments = |e: &dyn std::fmt::Display| fail(e, exit::ARGUMENTS);
@@ -98,9 +120,8 @@ impl Receive {
         log::start(log::Style { path, level, show_level: false, show_origin: false, module, id })
             .map_err(|e| arguments(&e))?;
         sandbox::prepare(log::fd()).map_err(|e| error(&e))?;
-        require_protection(&self.address, self.tls_dir.is_some(), self.insecure)
-            .map_err(|e| arguments(&e))?;
-        let tls = self.tls_dir.as_deref().map(Tls::server).transpose().map_err(|e| arguments(&e))?;
+        let request = self.request();
+        receiving::check(&request).map_err(|e| arguments(&e))?;
         let pins: Vec<Pin> = self
             .plugin_sha256
             .iter()
@@ -115,86 +136,24 @@ impl Receive {
         self.confine.settle(&plugin).map_err(|e| error(&e))?;
         signals::block().map_err(|e| error(&e))?;
         let raw = terminal::Raw::enter().map_err(|e| error(&e))?;
-        let mut control =
-            Control::new(self.id.clone(), plugin.clone(), MachineSpec::default(), run::consoles());
+        let mut control = Control::new(self.id.clone(), plugin, MachineSpec::default(), run::consoles());
         control.on_logger(Box::new(log::change));
+        control.only_receives();
         let handle = control.handle();
-
-        let limits = Limits {
-            memory_bytes: self.max_memory_mib.saturating_mul(1 << 20),
-            vcpus: self.max_vcpus,
-            allow_tsc_mismatch: self.allow_tsc_mismatch,
-            disk_bytes: self.max_disk_mib.saturating_mul(1 << 20),
-            overrides: Overrides {
-                drives: self.drive.clone(),
-                taps: self.tap.clone(),
-                passt: self.passt.clone(),
-                vsock_uds: self.vsock_uds.clone(),
-            },
-        };
-        let arriving =
-            Arriving::new(plugin, limits, control.console(), handle.event_sink()).map_err(|e| error(&e))?;
-        let arriving = arriving.with_metadata(control.metadata());
-        let listener = Listener::bind(&self.address).map_err(|e| error(&e))?;
-        let place = listener.address().to_string();
-        eprintln!("godwit: waiting for a guest on {place}");
-        let waiting = self.address.clone();
-        let quit = handle.clone();
-        let arrived = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let here = std::sync::Arc::clone(&arrived);
-        signals::watch(move || {
-            if quit.arrival().is_some_and(|a| a.phase == Phase::Interrupted) {
-                // A vCPU that waits for a page that nobody sends cannot be called back.
-                eprintln!("godwit: ended while pages of the guest were missing: the guest is lost");
-                std::process::exit(exit::ERROR.into());
-            } else if here.load(std::sync::atomic::Ordering::SeqCst) {
-                let _ = quit.quit();
+        signals::watch(run::leave(handle.clone(), self.api_sock.clone())).map_err(|e| error(&e))?;
+        let api = self.api_sock.as_ref().map(|path| run::Api::start(path, 51200, handle)).transpose();
+        let api = api.map_err(|e| error(&format!("API socket: {e}")))?;
+        let json = self.json;
+        let announce = move |progress: &Progress, report: &Report| {
+            if json && progress.snapshot().phase == Phase::Done {
+                eprintln!("{}", serde_json::to_string(&progress.snapshot()).unwrap_or_default());
             } else {
-                // Nothing runs here yet, so nothing is lost; the sender sees the connection close.
-                if let Address::Unix(path) = &waiting {
-                    let _ = std::fs::remove_file(path);
-                }
-                terminal::restore();
-                std::process::exit(exit::OK.into());
+                receiving::announce(progress, report);
             }
-        })
-        .map_err(|e| error(&e))?;
-
-        let progress = Progress::new("destination", &place);
-        let idle = Duration::from_secs(self.idle_s.max(1));
-        let turned_away = |e: &crate::migrate::MigrateError| eprintln!("godwit: turned somebody away: {e}");
-        let arrival = wait_for_guest(listener, tls.as_ref(), arriving, idle, progress.clone(), turned_away)
-            .map_err(|e| error(&e))?;
-        let (Arrived { machine, devices }, report) = match arrival {
-            Arrival::Running(arrived, report) => (arrived, report),
-            Arrival::Failed(e) => return Err(fail(format!("the guest did not arrive: {e}"), NOT_ARRIVED)),
         };
-        arrived.store(true, std::sync::atomic::Ordering::SeqCst);
-        handle.set_arrival(progress.clone());
-        if progress.snapshot().phase != Phase::Done {
-            eprintln!("godwit: the guest has arrived and runs; pages that it left behind follow");
-        } else if self.json {
-            eprintln!("{}", serde_json::to_string(&progress.snapshot()).unwrap_or_default());
-        } else {
-            eprintln!(
-                "godwit: the guest has arrived: {} pages, {} bytes, state {} bytes, {:.1} ms",
-                report.pages, report.bytes, report.blob_bytes, report.total_ms
-            );
-        }
-        let shape = machine.shape();
-        let mut config = MachineSpec { devices, ..MachineSpec::default() };
-        config.machine.vcpu_count = u8::try_from(shape.vcpus).unwrap_or(u8::MAX);
-        config.machine.mem_size_mib = report.memory_bytes >> 20;
-        config.machine.cpu_model = Model::from_name(&shape.model);
-        config.machine.tsc_khz = Some(shape.tsc_khz);
-        control.adopt(machine, config);
-        let api = match &self.api_sock {
-            Some(path) => Some(run::Api::start(path, 51200, handle).map_err(|e| error(&e))?),
-            None => None,
-        };
-        // What receiving needed is over.
-        sandbox::enter(sandbox::Kind::Control, "control").map_err(|e| error(&e))?;
-        let end: End = control.run();
+        let place = control.receive(&request, Box::new(announce)).map_err(|e| error(&e))?;
+        eprintln!("godwit: waiting for a guest on {place}");
+        let end = control.run();
         drop(api);
         drop(raw);
         Ok(run::report(end))

@@ -7,6 +7,7 @@ use crate::api::server::Server;
 use crate::config::{self, MachineSpec};
 use crate::control::{Control, End, Handle};
 use crate::machine::{Console, HostOutput};
+use crate::migrate::Phase;
 use crate::plugin::trust::Pin;
 use crate::plugin::{Choice, choose};
 use crate::sandbox;
@@ -268,17 +269,8 @@ impl Common {
             control.metadata().store().put(data).map_err(|e| text(&e))?;
         }
         let handle = control.handle();
-        let quit = handle.clone();
         let socket = self.api_sock.clone().filter(|_| !self.no_api);
-        let leave = move || {
-            if !quit.quit() {
-                // No guest has run yet, so nothing is lost.
-                terminal::restore();
-                let _ = socket.as_ref().map(std::fs::remove_file);
-                std::process::exit(exit::OK.into());
-            }
-        };
-        signals::watch(leave).map_err(fatal(exit::ERROR))?;
+        signals::watch(leave(handle.clone(), socket)).map_err(fatal(exit::ERROR))?;
         let api = match &self.api_sock {
             Some(path) if !self.no_api => {
                 let text = |e: io::Error| Fatal(format!("API socket {}: {e}", path.display()), exit::ERROR);
@@ -296,6 +288,25 @@ impl Common {
     }
 }
 
+/// What a signal that is to end the process does.
+pub(super) fn leave(handle: Handle, socket: Option<PathBuf>) -> impl Fn() + Send + 'static {
+    let now = move |code: u8| {
+        terminal::restore();
+        let _ = socket.as_ref().map(std::fs::remove_file);
+        std::process::exit(code.into());
+    };
+    move || {
+        if handle.arrival().is_some_and(|a| a.phase == Phase::Interrupted) {
+            // A vCPU that waits for a page that nobody sends cannot be called back.
+            eprintln!("godwit: ended while pages of the guest were missing: the guest is lost");
+            now(exit::ERROR);
+        } else if !handle.quit() {
+            // No guest has run yet, so nothing is lost.
+            now(exit::OK);
+        }
+    }
+}
+
 /// Says how it ended, if that needs saying: the exit code.
 pub(super) fn report(end: End) -> u8 {
     match end {
@@ -307,6 +318,10 @@ pub(super) fn report(end: End) -> u8 {
         End::Failed(reason) => {
             eprintln!("godwit: {reason}");
             exit::ERROR
+        }
+        End::NotArrived(why) => {
+            eprintln!("godwit: the guest did not arrive: {why}");
+            exit::NOT_ARRIVED
         }
     }
 }

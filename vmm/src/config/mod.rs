@@ -8,6 +8,7 @@ mod boot;
 mod file;
 mod machine;
 mod observe;
+mod receive;
 mod snapshot;
 mod update;
 
@@ -15,6 +16,7 @@ pub use boot::BootSourceConfig;
 pub use file::{ConfigError, ConfigFile, parse, read};
 pub use machine::{CpuTemplate, HugePages, MAX_MEM_MIB, MAX_VCPUS, MachineConfig, MachineConfigUpdate};
 pub use observe::{Level, LoggerConfig, MetricsConfig, SerialConfig};
+pub use receive::{PasstOverride, ReceiveRequest};
 pub use snapshot::{
     DriveOverride, MemBackend, MemBackendType, NetworkOverride, SnapshotCreate, SnapshotLoad, SnapshotType,
     VsockOverride,

@@ -2,7 +2,8 @@
 
 use crate::config::{
     BalloonStatsUpdate, BalloonUpdate, BootSourceConfig, DriveUpdate, Invalid, LoggerConfig, MachineConfig,
-    MachineConfigUpdate, MachineSpec, MetricsConfig, NetUpdate, SerialConfig, SnapshotCreate, SnapshotLoad,
+    MachineConfigUpdate, MachineSpec, MetricsConfig, NetUpdate, ReceiveRequest, SerialConfig, SnapshotCreate,
+    SnapshotLoad,
 };
 use crate::mmds::Metadata;
 use crate::virtio::balloon::{BalloonConfig, BalloonStats};
@@ -18,6 +19,8 @@ use std::fmt;
 pub enum Stage {
     /// Being configured.
     NotStarted,
+    /// A guest from elsewhere is waited for, or arrives.
+    Receiving,
     /// The guest runs.
     Running,
     /// The guest stands still.
@@ -31,6 +34,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Stage::NotStarted => "Not started",
+            Stage::Receiving => "Receiving",
             Stage::Running => "Running",
             Stage::Paused => "Paused",
             Stage::GivenAway => "Migrated",
@@ -168,6 +172,8 @@ pub enum Action {
     Snapshot(SnapshotCreate),
     /// Go on from a snapshot.
     Load(Box<SnapshotLoad>),
+    /// Wait for a guest from elsewhere.
+    Receive(Box<ReceiveRequest>),
     /// Build, boot and run.
     Start,
     /// Hold the guest.
@@ -200,6 +206,7 @@ impl Action {
             Action::BalloonStats => "read balloon statistics of",
             Action::Snapshot(_) => "take a snapshot of",
             Action::Load(_) => "load a snapshot into",
+            Action::Receive(_) => "receive a guest into",
             Action::Start => "start",
             Action::Pause => "pause",
             Action::Resume => "resume",
@@ -217,13 +224,14 @@ impl Action {
             Action::Logger(_) | Action::Metrics(_) | Action::FlushMetrics | Action::Balloon => true,
             Action::Metadata | Action::PutMetadata(_) | Action::PatchMetadata(_) => true,
             Action::Configure(_) | Action::Serial(_) | Action::Load(_) | Action::Start => stage == NotStarted,
+            Action::Receive(_) => stage == NotStarted,
             Action::Update(_) | Action::BalloonStats => matches!(stage, Running | Paused),
             // Firecracker wants it paused too: who asks knows that the guest stands still.
             Action::Snapshot(_) => stage == Paused,
             // Pausing what is paused is no error in Firecracker either.
             Action::Pause | Action::Resume => matches!(stage, Running | Paused),
             Action::CtrlAltDel => stage == Running,
-            Action::Counters => stage != NotStarted,
+            Action::Counters => !matches!(stage, NotStarted | Stage::Receiving),
         }
     }
 }
@@ -265,6 +273,7 @@ pub struct InstanceInfo {
 fn firecrackers(stage: Stage, early: bool) -> &'static str {
     match stage {
         Stage::NotStarted => "The requested operation is not supported before starting the microVM.",
+        Stage::Receiving => "This instance waits for a guest from elsewhere.",
         Stage::GivenAway => "The microVM is another host's now.",
         _ if early => "The requested operation is not supported after starting the microVM.",
         _ => "The requested operation is not supported in this state of the microVM.",

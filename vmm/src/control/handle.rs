@@ -1,8 +1,9 @@
 //! What other threads hold of the control thread.
 
+use super::receiving::Landed;
 use super::{Action, Denied, Outcome, Requests};
 use crate::machine::{Event, EventSink, Machine};
-use crate::migrate::{Progress, Snapshot};
+use crate::migrate::{Fault, Progress, Snapshot};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -15,6 +16,8 @@ pub(super) enum Message {
     With(Work),
     GiveAway(Sender<()>),
     TakeBack(Sender<Result<(), Denied>>),
+    Built(Sender<Result<(), Denied>>),
+    Landed(Landed),
     Event(Event),
     Quit,
 }
@@ -61,6 +64,23 @@ impl Handle {
     /// How far a machine that comes from elsewhere is.
     pub fn arrival(&self) -> Option<Snapshot> {
         self.2.arrival.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map(Progress::snapshot)
+    }
+
+    /// The arrival itself, to cancel it.
+    pub(super) fn arriving(&self) -> Option<Progress> {
+        self.2.arrival.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// The receiving thread has built a machine: the control thread binds itself.
+    pub(super) fn built(&self) -> Result<(), Fault> {
+        let (reply, answer) = channel();
+        self.0.send(Message::Built(reply)).map_err(|_| Denied::Ended)?;
+        Ok(answer.recv().map_err(|_| Denied::Ended)??)
+    }
+
+    /// The receiving thread is done.
+    pub(super) fn landed(&self, landed: Landed) {
+        let _ = self.0.send(Message::Landed(landed));
     }
 
     /// Asks for the end, without waiting. False: a machine is being built, however long that takes, and no guest has run

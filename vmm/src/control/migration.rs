@@ -2,14 +2,16 @@
 
 use super::moving::{Door, Leaving};
 use super::{Action, Handle, MachineDoor, Outcome};
+use crate::config::ReceiveRequest;
 use crate::machine::Machine;
 use crate::migrate::fault::Side;
 use crate::migrate::{
-    self, Address, Link, MigrateError, MigrationRequest, Options, Phase, Progress, SendRequest, Snapshot,
-    Stream, Tls, unconfirmed_advice,
+    self, Address, LimitsChange, Link, MigrateError, Options, Phase, Progress, SendRequest, Snapshot, Stream,
+    Tls, unconfirmed_advice,
 };
 use crate::sandbox;
 use crate::virtio::block::OnMigration;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -47,6 +49,28 @@ impl Way {
         };
         Ok(Link::new(stream, Side::Source, self.idle))
     }
+}
+
+/// Body of `PUT /migration`: send this guest away, wait for one, or stop doing so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum MigrationRequest {
+    /// Send the guest.
+    Send(Box<SendRequest>),
+    /// Wait for a guest, in an instance that has not run yet.
+    Receive(Box<ReceiveRequest>),
+    /// Stop sending, and the guest runs on; or stop waiting for one. Without effect after the commit.
+    Cancel,
+    /// Switch to postcopy at the end of this round, where the destination agreed to that (`mode`, `on_timeout`).
+    Postcopy,
+    /// The connection broke after the guest had gone: connect again and send the pages that are missing.
+    Recover {
+        /// Where to, if not where the first connection went.
+        #[serde(default)]
+        target: Option<String>,
+    },
+    /// The answer to a commit was lost, and an operator knows that the guest does not run at the destination.
+    Resume,
 }
 
 struct Shared {
@@ -135,13 +159,15 @@ impl Migrations {
     pub fn request(&self, request: MigrationRequest) -> Result<(), String> {
         match request {
             MigrationRequest::Send(request) => self.send(request),
-            MigrationRequest::Cancel => match self.current().as_ref().filter(|p| !p.snapshot().is_over()) {
-                Some(progress) => {
-                    progress.cancel();
-                    Ok(())
-                }
-                None => Err("no migration goes on".into()),
-            },
+            MigrationRequest::Receive(request) => {
+                self.0.handle.act(Action::Receive(request)).map(drop).map_err(|e| e.to_string())
+            }
+            MigrationRequest::Cancel => {
+                let arriving = self.0.handle.arriving();
+                let progress = self.current().clone().or(arriving).filter(|p| !p.snapshot().is_over());
+                progress.ok_or("no migration goes on")?.cancel();
+                Ok(())
+            }
             MigrationRequest::Postcopy => match self.current().as_ref() {
                 Some(progress) if progress.snapshot().phase == Phase::Precopy => {
                     progress.ask_postcopy();
@@ -152,6 +178,18 @@ impl Migrations {
             MigrationRequest::Recover { target } => self.recover(target),
             MigrationRequest::Resume => self.reclaim(),
         }
+    }
+
+    /// Does what `PATCH /migration` asks for: new limits for what is being sent.
+    ///
+    /// # Errors
+    /// Text for the operator.
+    pub fn change(&self, change: LimitsChange) -> Result<(), String> {
+        change.check()?;
+        let current = self.current();
+        let progress = current.as_ref().filter(|p| !p.snapshot().is_over());
+        progress.ok_or("no guest is being sent")?.change(change);
+        Ok(())
     }
 
     /// The connection of a guest that has gone, and whose pages have not, is replaced.
@@ -187,7 +225,7 @@ impl Migrations {
     }
 
     fn may_send(&self) -> Result<(), String> {
-        if self.0.handle.arrival().is_some_and(|a| a.phase != Phase::Done) {
+        if self.0.handle.arrival().is_some_and(|a| !a.is_over()) {
             return Err("the guest has not wholly arrived here: pages are still missing".into());
         }
         if let Some(before) = self.current().as_ref().map(Progress::snapshot) {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   NotStarted ──Start──► Running ◄──Pause/Resume──► Paused
+//!        └──Receive──► Receiving ──arrived──┘
 //!                           │    (guest's reset, power-off, triple fault; signal; escape key)
 //!                           ▼
 //!                          End          Running/Paused ──given to another host──► GivenAway ──Quit──► End
@@ -17,13 +18,14 @@ mod metrics;
 mod migration;
 pub mod moving;
 pub mod overrides;
+pub mod receiving;
 mod snapshot;
 pub mod volumes;
 
 pub use action::{Action, ConfigPart, Denied, DeviceUpdate, InstanceInfo, Outcome, Stage};
 pub use handle::{Handle, MachineDoor};
 pub use metrics::Requests;
-pub use migration::Migrations;
+pub use migration::{MigrationRequest, Migrations};
 pub use snapshot::SnapshotDevicesV1;
 
 use crate::config::{BootSourceConfig, LoggerConfig, MachineSpec, MetricsConfig, SerialConfig, SnapshotType};
@@ -38,6 +40,7 @@ use handle::Message;
 use metrics::Metrics;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Instant;
@@ -56,6 +59,8 @@ pub enum End {
     Quit,
     /// The guest runs elsewhere.
     GivenAway,
+    /// The guest that was waited for did not arrive; nothing has run here.
+    NotArrived(String),
     /// A vCPU's triple fault.
     TripleFault {
         /// Which.
@@ -79,6 +84,9 @@ pub struct Control {
     boot_timer: bool,
     startup_us: Option<(u64, u64)>,
     machine: Option<Machine>,
+    only_receives: bool,
+    /// The Unix socket at which a guest is waited for.
+    waits_at: Option<PathBuf>,
     /// After the machine: its memory may need it until the end.
     served: Option<snapshot::Served>,
     stage: Stage,
@@ -109,6 +117,8 @@ impl Control {
             boot_timer: false,
             startup_us: None,
             machine: None,
+            only_receives: false,
+            waits_at: None,
             served: None,
             stage: Stage::NotStarted,
             handle,
@@ -124,6 +134,11 @@ impl Control {
     /// Has the log say how long a guest takes to boot (`--boot-timer`).
     pub fn time_boot(&mut self) {
         self.boot_timer = true;
+    }
+
+    /// When the guest that is waited for does not arrive, that is the end.
+    pub fn only_receives(&mut self) {
+        self.only_receives = true;
     }
 
     /// How long this process took to get here, for the metrics: wall-clock and CPU time in microseconds.
@@ -216,11 +231,15 @@ impl Control {
         if self.metrics.is_some() {
             let _ = self.flush_metrics();
         }
+        if self.stage == Stage::Receiving {
+            // The thread that waits ends with the process, and cleans nothing up.
+            self.waits_at.iter().for_each(|path| drop(std::fs::remove_file(path)));
+        }
         end
     }
 
     /// The next message; metrics are written when they are due.
-    fn receive(&mut self) -> Option<Message> {
+    fn next(&mut self) -> Option<Message> {
         loop {
             let Some(wait) = self.metrics.as_ref().map(Metrics::wait) else { return self.inbox.recv().ok() };
             match self.inbox.recv_timeout(wait) {
@@ -238,7 +257,7 @@ impl Control {
     fn serve(&mut self) -> End {
         loop {
             // The handle of our own keeps the channel open, so this only ends by a message.
-            let Some(message) = self.receive() else { return End::Quit };
+            let Some(message) = self.next() else { return End::Quit };
             match message {
                 Message::Act(Action::Quit, reply) => {
                     let _ = reply.send(Ok(Outcome::Done));
@@ -258,6 +277,12 @@ impl Control {
                 }
                 Message::TakeBack(reply) => {
                     let _ = reply.send(self.take_back());
+                }
+                Message::Built(reply) => self.built(&reply),
+                Message::Landed(landed) => {
+                    if let Some(end) = self.land(landed) {
+                        return end;
+                    }
                 }
                 Message::Event(event) => {
                     if let Some(end) = self.event(event) {
@@ -356,6 +381,9 @@ impl Control {
                 snapshot::create(machine, &self.config, &request).map(|()| Outcome::Done)
             }
             Action::Load(request) => self.building(|c| c.load(&request)),
+            Action::Receive(request) => {
+                self.receive(&request, Box::new(receiving::announce)).map(|_| Outcome::Done)
+            }
             Action::Start => self.building(Self::start),
             Action::Pause => {
                 self.machine()?.pause().map_err(failed)?;

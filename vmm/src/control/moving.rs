@@ -328,7 +328,11 @@ pub struct Arriving {
     console: Console,
     events: EventSink,
     metadata: Service,
+    built: Built,
 }
+
+/// Hears that a machine is built for a guest, before any of its bytes come.
+type Built = Box<dyn FnOnce() -> Result<(), Fault> + Send>;
 
 impl Arriving {
     /// Prepares to receive on `plugin`.
@@ -342,13 +346,28 @@ impl Arriving {
         events: EventSink,
     ) -> Result<Self, Fault> {
         let probe = plugin.probe()?;
-        Ok(Arriving { plugin, probe, limits, console, events, metadata: Service::new("") })
+        Ok(Arriving {
+            plugin,
+            probe,
+            limits,
+            console,
+            events,
+            metadata: Service::new(""),
+            built: Box::new(|| Ok(())),
+        })
     }
 
     /// The metadata service that the guest gets; otherwise one that stays empty.
     #[must_use]
     pub fn with_metadata(mut self, metadata: &Service) -> Self {
         self.metadata = metadata.clone();
+        self
+    }
+
+    /// Has `built` called when the machine is built and all is open, before any byte becomes the guest's.
+    #[must_use]
+    pub fn once_built(mut self, built: impl FnOnce() -> Result<(), Fault> + Send + 'static) -> Self {
+        self.built = Box::new(built);
         self
     }
 }
@@ -453,6 +472,7 @@ impl Builder for Arriving {
         // While the guest still runs where it is: later this would be silence for its peers.
         machine.slots().await_links(LINKS_COME_UP);
         // All is open and all threads run; from here on the peer's bytes become the guest's.
+        (self.built)()?;
         sandbox::enter(sandbox::Kind::Receive, "receive")?;
         Ok(Filling { machine, devices, disks })
     }

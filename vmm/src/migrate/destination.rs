@@ -30,6 +30,9 @@ use std::time::{Duration, Instant};
 /// The guest's time is moved on by at most this when it arrives.
 const MAX_ADVANCE: Duration = Duration::from_secs(3600);
 
+/// Whoever waits for a peer sees so soon that the wait was cancelled.
+const LOOK_UP: Duration = Duration::from_millis(200);
+
 /// How a migration ended, for the receiving side.
 #[derive(Debug)]
 pub enum Arrival<R> {
@@ -387,6 +390,9 @@ impl<T: Target> Receiving<T> {
         let mut round = 0u32;
         self.link.at(Step::Precopy);
         loop {
+            if self.progress.is_cancelled() {
+                return Err(MigrateError::Cancelled);
+            }
             let frame = self.link.recv(DOING)?;
             match frame.kind {
                 Kind::Zero => {
@@ -658,7 +664,10 @@ pub fn wait_for_guest<B: Builder>(
 ) -> Result<Arrival<<B::Target as Target>::Running>, MigrateError> {
     let address = listener.address();
     loop {
-        let Some(socket) = listener.accept(None)? else { continue };
+        if progress.is_cancelled() {
+            return Err(MigrateError::Cancelled);
+        }
+        let Some(socket) = listener.accept(Some(LOOK_UP))? else { continue };
         let stream: Box<dyn Stream> = match tls {
             Some(tls) => tls.wrap(socket, &address)?,
             None => Box::new(socket),

@@ -38,7 +38,7 @@ pub use link::Link;
 pub use machine::{Builder, Fault, Memory, Source, Target};
 pub use offer::{Capabilities, MAX_DESCRIPTION, Offer, OfferedDevice, OfferedSection, preflight};
 pub use progress::{Phase, Progress, Report, Snapshot};
-pub use request::{MigrationRequest, SendRequest, require_protection};
+pub use request::{LimitsChange, SendRequest, require_protection};
 pub use source::{Outcome, send, unconfirmed_advice};
 pub use switch::{MemoryWay, Mode, OnTimeout, Options};
 pub use tls::Tls;

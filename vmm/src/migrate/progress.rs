@@ -1,6 +1,7 @@
 //! How far a migration is: written by the migrating thread, read by the API, the live bar and the final report.
 
 use super::link::Link;
+use super::request::LimitsChange;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -139,6 +140,7 @@ struct Shared {
     started: Mutex<Instant>,
     cancel: AtomicBool,
     postcopy: AtomicBool,
+    changes: Mutex<LimitsChange>,
     repair: Mutex<Repair>,
     bell: Condvar,
 }
@@ -164,6 +166,7 @@ impl Progress {
             started: Mutex::new(Instant::now()),
             cancel: AtomicBool::new(false),
             postcopy: AtomicBool::new(false),
+            changes: Mutex::default(),
             repair: Mutex::default(),
             bell: Condvar::new(),
         };
@@ -196,6 +199,27 @@ impl Progress {
         if s.is_over() && s.elapsed_ms == 0.0 {
             s.elapsed_ms = self.elapsed().as_secs_f64() * 1e3;
         }
+    }
+
+    fn changes(&self) -> MutexGuard<'_, LimitsChange> {
+        self.shared.changes.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Asks for other limits: of the bandwidth from now on, of the others after this round.
+    pub fn change(&self, change: LimitsChange) {
+        self.changes().merge(change);
+    }
+
+    /// A new cap of the bandwidth, if one was asked for since the last time; 0: none.
+    pub(super) fn take_bandwidth(&self) -> Option<u64> {
+        self.changes().bandwidth_bytes_per_s.take()
+    }
+
+    /// The other limits that were asked for since the last time.
+    pub(super) fn take_changes(&self) -> LimitsChange {
+        let mut changes = self.changes();
+        let bandwidth_bytes_per_s = changes.bandwidth_bytes_per_s;
+        std::mem::replace(&mut changes, LimitsChange { bandwidth_bytes_per_s, ..LimitsChange::default() })
     }
 
     /// Asks for the switch to postcopy at the end of this round, where the destination agreed to that.

@@ -1,4 +1,4 @@
-//! What an operator asks for: the body of `PUT /migration`, and the flags of `godwit migrate`.
+//! What an operator asks for: where to send a guest and how, and what may be changed on the way.
 
 use super::error::MigrateError;
 use super::switch::{MemoryWay, Mode, OnTimeout, Options};
@@ -6,26 +6,6 @@ use super::transport::Address;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Body of `PUT /migration`: send this guest away, or stop doing so.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "action", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum MigrationRequest {
-    /// Send the guest.
-    Send(Box<SendRequest>),
-    /// Stop sending; the guest runs on. Without effect after the commit.
-    Cancel,
-    /// Switch to postcopy at the end of this round, where the destination agreed to that (`mode`, `on_timeout`).
-    Postcopy,
-    /// The connection broke after the guest had gone: connect again and send the pages that are missing.
-    Recover {
-        /// Where to, if not where the first connection went.
-        #[serde(default)]
-        target: Option<String>,
-    },
-    /// The answer to a commit was lost, and an operator knows that the guest does not run at the destination.
-    Resume,
-}
 
 /// Where to and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,7 +85,7 @@ impl SendRequest {
             downtime: Duration::from_millis(self.downtime_ms),
             bandwidth: self.bandwidth_bytes_per_s,
             max_rounds: self.max_rounds,
-            timeout: (self.timeout_s != 0).then(|| Duration::from_secs(self.timeout_s)),
+            timeout: limit(self.timeout_s),
             on_timeout: self.on_timeout,
             auto_converge: self.auto_converge,
             compress: self.compress,
@@ -117,6 +97,75 @@ impl SendRequest {
         };
         Ok((address, options))
     }
+}
+
+/// New limits for a migration that goes on: the body of `PATCH /migration`. What is left out stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsChange {
+    /// How long the guest may stand still, in milliseconds.
+    pub downtime_ms: Option<u64>,
+    /// Most bytes a second while the guest runs; 0: no limit.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Most rounds of precopy.
+    pub max_rounds: Option<u32>,
+    /// Most seconds of precopy, counted from its beginning; 0: no limit.
+    pub timeout_s: Option<u64>,
+    /// And then.
+    pub on_timeout: Option<OnTimeout>,
+    /// Slow the vCPUs down as far as needed.
+    pub auto_converge: Option<bool>,
+}
+
+impl LimitsChange {
+    /// Checks it.
+    ///
+    /// # Errors
+    /// Nothing is changed, a number makes no sense, or postcopy, on which both ends must agree at the beginning.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if *self == LimitsChange::default() {
+            return Err("name at least one limit to change");
+        }
+        if self.max_rounds == Some(0) {
+            return Err("max_rounds must not be 0");
+        }
+        if self.on_timeout == Some(OnTimeout::Postcopy) {
+            return Err("on_timeout: both ends agree on postcopy when a migration begins, not later");
+        }
+        Ok(())
+    }
+
+    /// What is asked later counts.
+    pub(super) fn merge(&mut self, later: LimitsChange) {
+        let LimitsChange {
+            downtime_ms,
+            bandwidth_bytes_per_s,
+            max_rounds,
+            timeout_s,
+            on_timeout,
+            auto_converge,
+        } = later;
+        self.downtime_ms = downtime_ms.or(self.downtime_ms);
+        self.bandwidth_bytes_per_s = bandwidth_bytes_per_s.or(self.bandwidth_bytes_per_s);
+        self.max_rounds = max_rounds.or(self.max_rounds);
+        self.timeout_s = timeout_s.or(self.timeout_s);
+        self.on_timeout = on_timeout.or(self.on_timeout);
+        self.auto_converge = auto_converge.or(self.auto_converge);
+    }
+
+    /// Puts all but the bandwidth, which the sender keeps, into `options`.
+    pub(super) fn apply(&self, options: &mut Options) {
+        options.downtime = self.downtime_ms.map_or(options.downtime, Duration::from_millis);
+        options.max_rounds = self.max_rounds.unwrap_or(options.max_rounds);
+        options.timeout = self.timeout_s.map_or(options.timeout, limit);
+        options.on_timeout = self.on_timeout.unwrap_or(options.on_timeout);
+        options.auto_converge = self.auto_converge.unwrap_or(options.auto_converge);
+    }
+}
+
+/// Seconds; 0: none.
+fn limit(seconds: u64) -> Option<Duration> {
+    (seconds != 0).then(|| Duration::from_secs(seconds))
 }
 
 /// Refuses TCP beyond this machine that is neither protected nor said to be insecure.
@@ -142,18 +191,27 @@ mod tests {
 
     #[test]
     fn requests_are_strict_and_have_defaults() {
-        let parse = |s: &str| serde_json::from_str::<MigrationRequest>(s).map_err(|e| e.to_string());
-        let Ok(MigrationRequest::Send(request)) =
-            parse(r#"{"action":"send","target":"unix:/x","downtime_ms":5}"#)
-        else {
-            panic!("a plain request is refused");
-        };
+        let parse = |s: &str| serde_json::from_str::<SendRequest>(s).map_err(|e| e.to_string());
+        let request = parse(r#"{"target":"unix:/x","downtime_ms":5}"#).unwrap();
         let (address, options) = request.check().unwrap();
         assert_eq!((address.to_string().as_str(), options.downtime.as_millis()), ("unix:/x", 5));
         assert_eq!(options.idle, Options::default().idle);
-        let error = parse(r#"{"action":"send","target":"unix:/x","downtime":5}"#).unwrap_err();
+        let error = parse(r#"{"target":"unix:/x","downtime":5}"#).unwrap_err();
         assert!(error.contains("downtime"), "{error}");
-        assert_eq!(parse(r#"{"action":"cancel"}"#), Ok(MigrationRequest::Cancel));
+    }
+
+    #[test]
+    fn a_change_of_limits_leaves_the_others_alone() {
+        let mut change = LimitsChange { downtime_ms: Some(5), timeout_s: Some(0), ..LimitsChange::default() };
+        change.merge(LimitsChange { downtime_ms: Some(7), max_rounds: Some(3), ..LimitsChange::default() });
+        let mut options = Options::default();
+        change.apply(&mut options);
+        assert_eq!((options.downtime.as_millis(), options.max_rounds, options.timeout), (7, 3, None));
+        assert_eq!(options.auto_converge, Options::default().auto_converge);
+        for bad in [r#"{}"#, r#"{"max_rounds":0}"#, r#"{"on_timeout":"postcopy"}"#] {
+            assert!(serde_json::from_str::<LimitsChange>(bad).unwrap().check().is_err(), "{bad}");
+        }
+        assert!(serde_json::from_str::<LimitsChange>(r#"{"target":"unix:/x"}"#).is_err());
     }
 
     #[test]

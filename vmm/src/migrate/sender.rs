@@ -44,16 +44,22 @@ pub(super) struct Sender {
 
 impl Sender {
     pub(super) fn new(lz4: bool, bandwidth: Option<u64>) -> Self {
-        Sender {
+        let mut sender = Sender {
             scratch: vec![0; CHUNK_PAGES as usize * PAGE],
             data: Vec::with_capacity(CHUNK_PAGES as usize * PAGE),
             runs: Vec::new(),
             zero: Vec::new(),
             lz4,
-            cap: bandwidth.map(|bytes_per_s| Cap { bytes_per_s, due: Instant::now() }),
+            cap: None,
             pages: 0,
             zero_pages: 0,
-        }
+        };
+        sender.set_cap(bandwidth);
+        sender
+    }
+
+    fn set_cap(&mut self, bandwidth: Option<u64>) {
+        self.cap = bandwidth.map(|bytes_per_s| Cap { bytes_per_s, due: Instant::now() });
     }
 
     /// The cap holds while the guest runs, not while it waits.
@@ -76,6 +82,9 @@ impl Sender {
         for run in set.runs(CHUNK_PAGES) {
             if progress.is_cancelled() {
                 return Err(MigrateError::Cancelled);
+            }
+            if let Some(bandwidth) = progress.take_bandwidth() {
+                self.set_cap((bandwidth != 0).then_some(bandwidth));
             }
             self.chunk(memory, run, link)?;
             progress.update(|p| {

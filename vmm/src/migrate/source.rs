@@ -370,6 +370,7 @@ impl<S: Source> Precopy<S> {
                 c.fetch(machine, &mut pending)?;
                 let dirtied = pending.count();
                 let elapsed = c.progress.elapsed();
+                switch.change(&c.progress.take_changes());
                 let verdict = switch.judge(Round { number, pages, took: took.0, dirtied, elapsed });
                 c.report.throttle_percent = c.report.throttle_percent.max(switch.throttle);
                 c.progress.update(|p| {

@@ -1,5 +1,6 @@
 //! When to stop copying and switch over, and how much to slow down a guest that writes too fast. Arithmetic only.
 
+use super::request::LimitsChange;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -145,6 +146,11 @@ pub(super) struct Switch {
 impl Switch {
     pub(super) fn new(options: Options) -> Self {
         Switch { options, page_s: None, throttle: 0, expected: Duration::ZERO }
+    }
+
+    /// Other limits from here on.
+    pub(super) fn change(&mut self, change: &LimitsChange) {
+        change.apply(&mut self.options);
     }
 
     /// After a round.

@@ -36,6 +36,10 @@ impl Owner for Fake {
         Err("nowhere".into())
     }
 
+    fn change_migration(&self, _change: LimitsChange) -> Result<(), String> {
+        Err("no guest is being sent".into())
+    }
+
     fn migration(&self) -> Option<Value> {
         None
     }
