@@ -5,15 +5,17 @@
 //! page lost, stale or mixed up by a migration is seen. A line a second:
 //!
 //! ```text
-//! t=000007 pages=120000 sweep=13 gap_us=1000020 max_gap_us=1000310 ok
+//! t=000007 pages=120000 sweep=13 gap_us=1000020 max_gap_us=1000310 stall_us=10020 ok
 //! ```
 //!
 //! `t` goes up by one from 1, `pages` were written since the last line, in sweep `sweep`;
-//! `gap_us` is the time since the last line and `max_gap_us` the longest ever, by the TSC. Last
-//! comes `ok`, or `BAD pages=N first=P` with the number of wrong pages and the first of them.
+//! `gap_us` is the time since the last line and `max_gap_us` the longest ever, by the TSC.
+//! `stall_us` is the longest time between two looks at the TSC since the last line; it looks before
+//! each page and when it wakes up from HLT, with `watch=1` also all the time that it has nothing to
+//! write: then this is for how long it stood still, to some microseconds. Last comes `ok`, or `BAD pages=N first=P` with the number of wrong pages and the first of them.
 //!
 //! Options on the kernel command line: `mib` (MiB to sweep, from 16 MiB up; 256), `pages_per_s`
-//! (120000; 0 for as fast as it can), `lines` (then reset; 0, for ever).
+//! (120000; 0 for as fast as it can), `lines` (then reset; 0, for ever), `watch` (0).
 
 use crate::kernel::Service;
 use crate::layout::*;
@@ -36,6 +38,9 @@ const MAX_GAP: u64 = VARS + 0x60;
 const BAD: u64 = VARS + 0x68;
 const FIRST_BAD: u64 = VARS + 0x70;
 const BAD_LINES: u64 = VARS + 0x78;
+const LAST_LOOK: u64 = VARS + 0x80;
+const STALL: u64 = VARS + 0x88;
+const WATCH: u64 = VARS + 0x90;
 const TEMPLATE: u64 = VARS + 0x2000;
 
 /// Ticks that are made up for when the program falls behind.
@@ -73,11 +78,26 @@ fn write_stamp(p: &mut Program) -> Asm {
     p.a.mov(qword_ptr(rbp + 4088), rax)
 }
 
+/// Looks at the clock; clobbers RAX, RCX and RDX.
+fn look(p: &mut Program) -> Asm {
+    let mut shorter = p.a.create_label();
+    p.read_tsc()?;
+    p.a.mov(rcx, rax)?;
+    p.a.sub(rax, qword_ptr(LAST_LOOK))?;
+    p.a.mov(qword_ptr(LAST_LOOK), rcx)?;
+    p.a.cmp(rax, qword_ptr(STALL))?;
+    p.a.jbe(shorter)?;
+    p.a.mov(qword_ptr(STALL), rax)?;
+    p.a.set_label(&mut shorter)?;
+    p.a.nop()
+}
+
 /// Options, then sweep 0: every page gets the template and its stamp.
 fn start(p: &mut Program) -> Asm {
     p.option("mib", 256, PAGES)?;
     p.option("pages_per_s", 120_000, RATE)?;
     p.option("lines", 0, LINES)?;
+    p.option("watch", 0, WATCH)?;
     p.a.shl(qword_ptr(PAGES), 8)?;
     p.print_field("dirtier: booted_by=", BOOTED_BY)?;
     p.print_field(" tsc_khz=", TSC_KHZ)?;
@@ -115,6 +135,7 @@ fn start(p: &mut Program) -> Asm {
     p.a.mov(qword_ptr(SWEEP), 1)?;
     p.read_tsc()?;
     p.a.mov(qword_ptr(LAST_LINE), rax)?;
+    p.a.mov(qword_ptr(LAST_LOOK), rax)?;
     p.a.mov(rax, qword_ptr(TICKS))?;
     p.a.mov(qword_ptr(LAST_TICK), rax)?;
     p.a.add(rax, TICKS_PER_SECOND as i32)?;
@@ -128,10 +149,13 @@ fn budget(p: &mut Program) -> Asm {
     p.a.cmp(qword_ptr(RATE), 0)?;
     p.a.je(full)?;
     p.a.set_label(&mut again)?;
+    look(p)?;
     p.a.mov(rcx, qword_ptr(TICKS))?;
     p.a.mov(rax, rcx)?;
     p.a.sub(rax, qword_ptr(LAST_TICK))?;
     p.a.jne(ticked)?;
+    p.a.cmp(qword_ptr(WATCH), 0)?;
+    p.a.jne(again)?;
     p.service(Service::Wait)?;
     p.a.jmp(again)?;
     p.a.set_label(&mut ticked)?;
@@ -167,6 +191,7 @@ fn sweep(p: &mut Program) -> Asm {
     p.a.set_label(&mut next)?;
     p.a.test(r12, r12)?;
     p.a.je(end)?;
+    look(p)?;
     p.a.mov(rbx, qword_ptr(CURSOR))?;
     page_address(p)?;
     p.a.mov(r13, qword_ptr(SWEEP))?;
@@ -223,6 +248,11 @@ fn print_line(p: &mut Program) -> Asm {
     p.print_field(" sweep=", SWEEP)?;
     p.print_field(" gap_us=", GAP)?;
     p.print_field(" max_gap_us=", MAX_GAP)?;
+    p.print(" stall_us=")?;
+    p.a.mov(rax, qword_ptr(STALL))?;
+    p.micros()?;
+    p.print_decimal(1)?;
+    p.a.mov(qword_ptr(STALL), 0)?;
     p.a.mov(qword_ptr(WRITTEN), 0)?;
     p.a.cmp(qword_ptr(BAD), 0)?;
     p.a.jne(bad)?;
@@ -301,6 +331,7 @@ pub struct Checker {
     t: u64,
     pages: u64,
     max_gap_us: u64,
+    stall_us: u64,
 }
 
 impl Checker {
@@ -324,6 +355,11 @@ impl Checker {
         self.max_gap_us
     }
 
+    /// How long it stood still at most before the last line, in microseconds by its TSC: see `stall_us`.
+    pub fn stall_us(&self) -> u64 {
+        self.stall_us
+    }
+
     /// Checks one line of output; `Ok(false)` for what is no line of the dirtier's.
     pub fn check_line(&mut self, text: &str) -> Result<bool, LineError> {
         let text = text.trim_end();
@@ -334,8 +370,10 @@ impl Checker {
         let mut field =
             |name: &str| -> Option<u64> { words.next()?.strip_prefix(name)?.strip_prefix('=')?.parse().ok() };
         let fields = (field("t"), field("pages"), field("sweep"), field("gap_us"), field("max_gap_us"));
+        let stall = field("stall_us");
         let wrong = || LineError::Sequence { expected: self.t + 1, line: text.to_owned() };
-        let (Some(t), Some(pages), Some(_), Some(_), Some(max_gap_us)) = fields else {
+        let ((Some(t), Some(pages), Some(_), Some(_), Some(max_gap_us)), Some(stall_us)) = (fields, stall)
+        else {
             return Err(wrong());
         };
         if t != self.t + 1 {
@@ -347,6 +385,7 @@ impl Checker {
         self.t = t;
         self.pages += pages;
         self.max_gap_us = self.max_gap_us.max(max_gap_us);
+        self.stall_us = stall_us;
         Ok(true)
     }
 }
@@ -357,7 +396,8 @@ mod tests {
 
     #[test]
     fn follows_lines_and_refuses_others() {
-        let line = |t: u64, end: &str| format!("t={t:06} pages=5 sweep=1 gap_us=7 max_gap_us=9 {end}");
+        let line =
+            |t: u64, end: &str| format!("t={t:06} pages=5 sweep=1 gap_us=7 max_gap_us=9 stall_us=4 {end}");
         let mut checker = Checker::new();
         assert_eq!(checker.check_line("dirtier: booted_by=1"), Ok(false));
         assert_eq!(checker.check_line(&line(1, "ok")), Ok(true));
@@ -365,6 +405,9 @@ mod tests {
         assert!(matches!(checker.check_line("t=000002 pa"), Err(LineError::Sequence { .. })));
         let bad = line(2, "BAD pages=1 first=77");
         assert!(matches!(checker.check_line(&bad), Err(LineError::Guest(_))));
-        assert_eq!((checker.lines(), checker.pages(), checker.max_gap_us()), (1, 5, 9));
+        assert_eq!(
+            (checker.lines(), checker.pages(), checker.max_gap_us(), checker.stall_us()),
+            (1, 5, 9, 4)
+        );
     }
 }
