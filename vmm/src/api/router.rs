@@ -106,8 +106,15 @@ fn bad(why: impl Into<String>) -> Response {
 }
 
 /// Members that are lists.
-const LISTS: [&str; 5] =
-    ["network_overrides", "drive_overrides", "passt_overrides", "network_interfaces", "move_disks"];
+const LISTS: [&str; 7] = [
+    "network_overrides",
+    "drive_overrides",
+    "passt_overrides",
+    "network_interfaces",
+    "move_disks",
+    "allow_devices",
+    "allow_paths",
+];
 
 /// The name of an array that is not one of [`LISTS`].
 fn stray_array<'a>(name: &'a str, value: &'a Value) -> Option<&'a str> {

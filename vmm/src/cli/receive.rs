@@ -44,6 +44,13 @@ pub struct Receive {
     /// Most vCPUs to take.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     max_vcpus: u32,
+    /// Take only devices of this kind, as virtio.block; may be given several times.
+    #[arg(long, value_name = "KIND")]
+    allow_device: Vec<String>,
+    /// Let the sender name disks and sockets in this directory, and in no other; may be given several times. Without it a sender on
+    /// this host may name any, and one elsewhere none: then --drive, --passt and --vsock-uds say what the devices get.
+    #[arg(long, value_name = "DIR")]
+    allow_path: Vec<PathBuf>,
     /// Accept another TSC frequency than the guest's.
     #[arg(long)]
     allow_tsc_mismatch: bool,
@@ -95,6 +102,8 @@ impl Receive {
             max_memory_mib: self.max_memory_mib,
             max_disk_mib: self.max_disk_mib,
             max_vcpus: self.max_vcpus,
+            allow_devices: self.allow_device.clone(),
+            allow_paths: self.allow_path.clone(),
             allow_tsc_mismatch: self.allow_tsc_mismatch,
             drive_overrides: all(&self.drive)
                 .map(|(drive_id, path_on_host)| DriveOverride { drive_id, path_on_host })

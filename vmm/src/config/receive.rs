@@ -27,6 +27,10 @@ pub struct ReceiveRequest {
     pub max_disk_mib: u64,
     /// Most vCPUs to take; 0: as many as the CPU backend has.
     pub max_vcpus: u32,
+    /// Kinds of devices to take, as `virtio.block`; none: all there are.
+    pub allow_devices: Vec<String>,
+    /// Directories in which the sender may name disks and sockets. None: from this host anywhere, from elsewhere nowhere.
+    pub allow_paths: Vec<PathBuf>,
     /// Accept another TSC frequency than the guest's.
     pub allow_tsc_mismatch: bool,
     /// Disks: files of this host. For a disk that moves with the guest: where its copy goes.
@@ -52,6 +56,8 @@ impl Default for ReceiveRequest {
             max_memory_mib: 0,
             max_disk_mib: 0,
             max_vcpus: 0,
+            allow_devices: Vec::new(),
+            allow_paths: Vec::new(),
             allow_tsc_mismatch: false,
             drive_overrides: Vec::new(),
             network_overrides: Vec::new(),

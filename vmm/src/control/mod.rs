@@ -11,6 +11,7 @@
 //! Which action is legal in which stage is [`Action::legal`], and nowhere else.
 
 mod action;
+pub mod admission;
 mod devices;
 mod handle;
 mod metadata;

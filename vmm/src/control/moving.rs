@@ -1,5 +1,6 @@
 //! The real machine leaving and arriving: `migrate`'s traits over `machine`.
 
+use super::admission::Paths;
 use super::overrides::Overrides;
 use super::volumes;
 use crate::machine::{Console, EventSink, Kind, Machine, RunState, Spec, board_kinds, device_kinds};
@@ -118,7 +119,8 @@ fn offered(devices: &DevicesConfig) -> Vec<OfferedDevice> {
 const LINKS_COME_UP: Duration = Duration::from_millis(1500);
 
 /// Kinds of devices that can be built here.
-const DEVICES: [&str; 5] = ["virtio.balloon", "virtio.block", "virtio.net", "virtio.vsock", "virtio.rng"];
+pub(super) const DEVICES: [&str; 5] =
+    ["virtio.balloon", "virtio.block", "virtio.net", "virtio.vsock", "virtio.rng"];
 
 fn lock<T: ?Sized>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(|e| e.into_inner())
@@ -316,8 +318,18 @@ pub struct Limits {
     pub allow_tsc_mismatch: bool,
     /// Most bytes of disks that come with the guest, together; 0: as much as there is room for.
     pub disk_bytes: u64,
+    /// Kinds of devices that are taken; none named: all that can be built here.
+    pub devices: Vec<String>,
+    /// Where the sender may name files and sockets.
+    pub paths: Paths,
     /// What devices get here in the place of the sender's paths and names.
     pub overrides: Overrides,
+}
+
+impl Limits {
+    fn takes(&self, kind: &str) -> bool {
+        self.devices.is_empty() || self.devices.iter().any(|d| d == kind)
+    }
 }
 
 /// Where a guest will arrive.
@@ -437,7 +449,7 @@ impl Builder for Arriving {
             tsc_khz: self.probe.tsc_khz,
             tsc_scaling: self.probe.tsc_scaling,
             allow_tsc_mismatch: self.limits.allow_tsc_mismatch,
-            devices: DEVICES.map(str::to_owned).into(),
+            devices: DEVICES.into_iter().filter(|d| self.limits.takes(d)).map(str::to_owned).collect(),
         }
     }
 
@@ -451,6 +463,7 @@ impl Builder for Arriving {
         let moved = description.moved.clone();
         let mut devices = DevicesConfig::from(description);
         self.limits.overrides.apply(&mut devices)?;
+        self.limits.paths.check(&devices, &self.limits.overrides)?;
         let disks = Arc::new(self.receive_disks(&moved)?);
         // Until they are whole they have other names.
         let mut built = devices.clone();

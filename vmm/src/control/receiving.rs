@@ -6,8 +6,9 @@
 //!   receive:                  waits, builds ─► bound to its filter ─► pages, state ─► the guest runs
 //! ```
 
+use super::admission::Paths;
 use super::handle::Handle;
-use super::moving::{Arrived, Arriving, Limits};
+use super::moving::{Arrived, Arriving, DEVICES, Limits};
 use super::overrides::{Overrides, Replacement};
 use super::{Control, Denied, End, Stage, confine, unconfined};
 use crate::config::{MachineSpec, ReceiveRequest};
@@ -33,6 +34,10 @@ pub(super) type Landed = Result<Box<(Machine, MachineSpec)>, String>;
 pub fn check(request: &ReceiveRequest) -> Result<(Address, Option<Tls>), MigrateError> {
     let address: Address = request.address.parse()?;
     require_protection(&address, request.tls_dir.is_some(), request.insecure)?;
+    if let Some(kind) = request.allow_devices.iter().find(|k| !DEVICES.contains(&k.as_str())) {
+        let why = format!("allow_devices: no device is called {kind}; there are {}", DEVICES.join(", "));
+        return Err(MigrateError::Address { address: request.address.clone(), why });
+    }
     let tls = request.tls_dir.as_deref().map(Tls::server).transpose()?;
     Ok((address, tls))
 }
@@ -49,7 +54,7 @@ pub fn announce(progress: &Progress, report: &Report) {
     }
 }
 
-fn limits(request: &ReceiveRequest) -> Limits {
+fn limits(request: &ReceiveRequest, address: &Address) -> Limits {
     let one = |id: &str, with: &str| Replacement { id: id.into(), with: with.into() };
     let overrides = Overrides {
         drives: request.drive_overrides.iter().map(|o| one(&o.drive_id, &o.path_on_host)).collect(),
@@ -62,6 +67,12 @@ fn limits(request: &ReceiveRequest) -> Limits {
         vcpus: request.max_vcpus,
         allow_tsc_mismatch: request.allow_tsc_mismatch,
         disk_bytes: request.max_disk_mib.saturating_mul(1 << 20),
+        devices: request.allow_devices.clone(),
+        paths: if request.allow_paths.is_empty() && address.is_this_host() {
+            Paths::Any
+        } else {
+            Paths::Under(request.allow_paths.clone())
+        },
         overrides,
     }
 }
@@ -128,8 +139,9 @@ impl Control {
         let (address, tls) = check(request).map_err(failed)?;
         let console = self.console();
         let handle = self.handle.clone();
-        let arriving = Arriving::new(self.plugin.clone(), limits(request), console, handle.event_sink())
-            .map_err(failed)?;
+        let arriving =
+            Arriving::new(self.plugin.clone(), limits(request, &address), console, handle.event_sink())
+                .map_err(failed)?;
         let built = handle.clone();
         let arriving = arriving.with_metadata(&self.metadata).once_built(move || built.built());
         let listener = Listener::bind(&address).map_err(failed)?;

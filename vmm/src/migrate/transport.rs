@@ -89,6 +89,11 @@ impl Address {
             Address::Unix(_) | Address::Vsock { .. } => true,
         }
     }
+
+    /// Only processes of this host reach it; vsock is reached from guests.
+    pub fn is_this_host(&self) -> bool {
+        self.is_local() && !matches!(self, Address::Vsock { .. })
+    }
 }
 
 fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
