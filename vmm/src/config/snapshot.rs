@@ -1,6 +1,6 @@
 //! `PUT /snapshot/create` and `PUT /snapshot/load`.
 
-use super::{Invalid, MachineSpec};
+use super::Invalid;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -126,34 +126,5 @@ impl SnapshotLoad {
             }
             (None, None) => Err(Invalid::new("mem_backend", "missing: where is guest memory?")),
         }
-    }
-
-    /// Puts the overrides into the configuration that was saved.
-    ///
-    /// # Errors
-    /// A device that the snapshot does not have.
-    pub fn override_in(&self, config: &mut MachineSpec) -> Result<(), Invalid> {
-        let devices = &mut config.devices;
-        for o in &self.network_overrides {
-            let found = devices.network_interfaces.iter_mut().find(|n| n.iface_id == o.iface_id);
-            let net = found.ok_or_else(|| {
-                Invalid::new("network_overrides", format!("the snapshot has no interface {}", o.iface_id))
-            })?;
-            (net.host_dev_name, net.passt_socket) = (Some(o.host_dev_name.clone()), None);
-        }
-        for o in &self.drive_overrides {
-            let found = devices.drives.iter_mut().find(|d| d.drive_id == o.drive_id);
-            let drive = found.ok_or_else(|| {
-                Invalid::new("drive_overrides", format!("the snapshot has no drive {}", o.drive_id))
-            })?;
-            drive.path_on_host = Some(o.path_on_host.clone());
-        }
-        if let Some(o) = &self.vsock_override {
-            let vsock = devices.vsock.as_mut();
-            let vsock =
-                vsock.ok_or_else(|| Invalid::new("vsock_override", "the snapshot has no vsock device"))?;
-            vsock.uds_path.clone_from(&o.uds_path);
-        }
-        Ok(())
     }
 }

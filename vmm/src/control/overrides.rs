@@ -1,5 +1,6 @@
-//! What a receiver gives an arriving guest instead of the sender's host paths and names. Used by `godwit receive`.
+//! What the devices of a guest that arrives, or is restored, get instead of the host paths and names that they had.
 
+use crate::config::{DriveOverride, NetworkOverride, PasstOverride, VsockOverride};
 use crate::virtio::slots::DevicesConfig;
 use std::str::FromStr;
 
@@ -39,6 +40,22 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    /// As requests name them.
+    pub fn of(
+        drives: &[DriveOverride],
+        taps: &[NetworkOverride],
+        passt: &[PasstOverride],
+        vsock: Option<&VsockOverride>,
+    ) -> Self {
+        let one = |id: &str, with: &str| Replacement { id: id.into(), with: with.into() };
+        Overrides {
+            drives: drives.iter().map(|o| one(&o.drive_id, &o.path_on_host)).collect(),
+            taps: taps.iter().map(|o| one(&o.iface_id, &o.host_dev_name)).collect(),
+            passt: passt.iter().map(|o| one(&o.iface_id, &o.passt_socket)).collect(),
+            vsock_uds: vsock.map(|o| o.uds_path.clone()),
+        }
+    }
+
     /// Puts them in the place of what the sender had.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 use super::admission::Paths;
 use super::handle::Handle;
 use super::moving::{Arrived, Arriving, DEVICES, Limits};
-use super::overrides::{Overrides, Replacement};
+use super::overrides::Overrides;
 use super::{Control, Denied, End, Stage, confine, unconfined};
 use crate::config::{MachineSpec, ReceiveRequest};
 use crate::machine::Machine;
@@ -55,13 +55,8 @@ pub fn announce(progress: &Progress, report: &Report) {
 }
 
 fn limits(request: &ReceiveRequest, address: &Address) -> Limits {
-    let one = |id: &str, with: &str| Replacement { id: id.into(), with: with.into() };
-    let overrides = Overrides {
-        drives: request.drive_overrides.iter().map(|o| one(&o.drive_id, &o.path_on_host)).collect(),
-        taps: request.network_overrides.iter().map(|o| one(&o.iface_id, &o.host_dev_name)).collect(),
-        passt: request.passt_overrides.iter().map(|o| one(&o.iface_id, &o.passt_socket)).collect(),
-        vsock_uds: request.vsock_override.as_ref().map(|o| o.uds_path.clone()),
-    };
+    let (drives, taps) = (&request.drive_overrides, &request.network_overrides);
+    let overrides = Overrides::of(drives, taps, &request.passt_overrides, request.vsock_override.as_ref());
     Limits {
         memory_bytes: request.max_memory_mib.saturating_mul(1 << 20),
         vcpus: request.max_vcpus,

@@ -2,6 +2,7 @@
 //! devices in a section of their own, since paths of this host are no part of a guest's state.
 
 use super::moving::{describe, described, header, put_back};
+use super::overrides::Overrides;
 use super::{Control, Denied, confine, spec, unconfined};
 use crate::config::{MachineSpec, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType};
 use crate::machine::Machine;
@@ -107,7 +108,9 @@ impl Control {
         config.machine.tsc_khz = Some(clock.tsc_khz);
         config.machine.track_dirty_pages = request.track_dirty_pages || request.enable_diff_snapshots;
         config.machine.validate().map_err(failed)?;
-        request.override_in(&mut config).map_err(failed)?;
+        let (drives, taps) = (&request.drive_overrides, &request.network_overrides);
+        let overrides = Overrides::of(drives, taps, &[], request.vsock_override.as_ref());
+        overrides.apply(&mut config.devices).map_err(Denied::Failed)?;
 
         let regions: Vec<Region> = layout(loaded.header.memory_bytes)
             .map_err(failed)?
