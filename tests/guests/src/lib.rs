@@ -13,6 +13,7 @@ pub mod elf;
 pub mod hello;
 pub mod kernel;
 pub mod layout;
+pub mod multiboot;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod native;
 mod program;

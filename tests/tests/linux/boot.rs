@@ -4,6 +4,8 @@
 //! `scripts/setup --tests` installs both; without them the tests say that they are skipped.
 
 use godwit_tests::harness::{PATIENCE, Process, Scratch, cached, program};
+use serde_json::{Value, json};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -32,6 +34,60 @@ fn unpacked(image: &[u8]) -> Result<Vec<u8>, String> {
     if out.len() == word(end - 4) as usize { Ok(out) } else { Err(format!("{} bytes came out", out.len())) }
 }
 
+/// Boots a kernel whose init does the self-checks, and has its answers; they are right.
+pub(crate) fn checked(
+    (godwit, plugin): (&Path, &Path),
+    scratch: &Scratch,
+    boot_source: &Value,
+    (vcpus, mib): (u32, u32),
+) -> Vec<String> {
+    let config = scratch.path("linux.json");
+    let machine = json!({"vcpu_count": vcpus, "mem_size_mib": mib});
+    let text = json!({"boot-source": boot_source, "machine-config": machine}).to_string();
+    std::fs::write(&config, text).expect("written");
+    let paths = [&config, plugin].map(|p| p.to_str().expect("UTF-8").to_owned());
+    let args = ["--no-api", "--config-file", &paths[0], "--backend", &paths[1]];
+    let mut vm = Process::start(godwit, &args, "");
+    let mut end = Instant::now() + PATIENCE;
+    let mut seen = 0;
+    loop {
+        let lines = vm.lines();
+        if lines.iter().any(|l| l.contains("CHECK-END")) {
+            break;
+        }
+        // Only silence is a hang: the host may be slow.
+        if lines.len() > seen {
+            (seen, end) = (lines.len(), Instant::now() + PATIENCE);
+        }
+        let tail = &lines[lines.len().saturating_sub(20)..];
+        assert!(vm.is_alive(), "godwit ended early: {}\n{}", vm.err(), tail.join("\n"));
+        assert!(Instant::now() < end, "the guest is silent: {}\n{}", vm.err(), tail.join("\n"));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let lines = vm.lines();
+    assert!(lines.iter().any(|l| l.contains("GODWIT-INIT")), "no init marker");
+    assert_eq!(result(&lines, "cpus"), vcpus.to_string());
+    let sum = here("yes godwit | head -c 1000000 | sha256sum | cut -d' ' -f1").expect("sha256sum is here");
+    assert_eq!(result(&lines, "sha256"), sum);
+    assert_eq!(result(&lines, "gzip"), sum);
+    assert_eq!(result(&lines, "bzip2"), sum);
+    let awk = r#"awk 'BEGIN { s = 0; for (i = 1; i <= 20000; i++) s += i / 7 * (i % 13 - 6) / (1 + i * 1e-3); printf "%.15e", s }'"#;
+    assert_eq!(Some(result(&lines, "awk")), here(awk));
+    let mut s = 0u64;
+    for i in 0..5000 {
+        s = (s * 31 + i) % 1_000_003;
+    }
+    assert_eq!(result(&lines, "loop"), s.to_string());
+    lines
+}
+
+/// What the guest's self-checks said of `what`.
+pub(crate) fn result(lines: &[String], what: &str) -> String {
+    let prefix = format!("CHECK {what} ");
+    let line = lines.iter().find_map(|l| l.find(&prefix).map(|at| l[at + prefix.len()..].trim()));
+    line.unwrap_or_else(|| panic!("the guest did not say {what}")).to_owned()
+}
+
 /// Boots by bzImage, or the ELF file in it by its PVH note.
 fn boots(name: &str, vcpus: u32, pvh: bool) {
     let images = cached(["linux/bzImage", "initramfs.cpio.gz"], "--tests");
@@ -51,53 +107,11 @@ fn boots(name: &str, vcpus: u32, pvh: bool) {
     } else {
         kernel
     };
-    let config = scratch.path("linux.json");
-    let text = format!(
-        r#"{{"boot-source":{{"kernel_image_path":{kernel:?},"initrd_path":{initrd:?},
-             "boot_args":"console=ttyS0 reboot=k panic=1 godwit.do=check"}},
-             "machine-config":{{"vcpu_count":{vcpus},"mem_size_mib":256}}}}"#
-    );
-    std::fs::write(&config, text).expect("written");
-    let paths = [&config, &plugin].map(|p| p.to_str().expect("UTF-8").to_owned());
-    let args = ["--no-api", "--config-file", &paths[0], "--backend", &paths[1]];
-    let mut vm = Process::start(&godwit, &args, "");
-    let mut end = Instant::now() + PATIENCE;
-    let mut seen = 0;
-    loop {
-        let lines = vm.lines();
-        if lines.iter().any(|l| l.contains("CHECK-END")) {
-            break;
-        }
-        // Only silence is a hang: the host may be slow.
-        if lines.len() > seen {
-            (seen, end) = (lines.len(), Instant::now() + PATIENCE);
-        }
-        let tail = &lines[lines.len().saturating_sub(20)..];
-        assert!(vm.is_alive(), "godwit ended early: {}\n{}", vm.err(), tail.join("\n"));
-        assert!(Instant::now() < end, "the guest is silent: {}\n{}", vm.err(), tail.join("\n"));
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    let lines = vm.lines();
-    assert!(lines.iter().any(|l| l.contains("GODWIT-INIT")), "no init marker");
-    let result = |what: &str| {
-        let prefix = format!("CHECK {what} ");
-        let line = lines.iter().find_map(|l| l.find(&prefix).map(|at| l[at + prefix.len()..].trim()));
-        line.unwrap_or_else(|| panic!("the guest did not say {what}")).to_owned()
-    };
-    assert_eq!(result("cpus"), vcpus.to_string());
+    let source = json!({"kernel_image_path": kernel, "initrd_path": initrd,
+                        "boot_args": "console=ttyS0 reboot=k panic=1 godwit.do=check"});
+    let lines = checked((&godwit, &plugin), &scratch, &source, (vcpus, 256));
     // What Linux's PVH entry says of who loaded it; by its other protocol it is our own number.
-    assert_eq!(result("loader") == "176", pvh, "{}", result("loader"));
-    let sum = here("yes godwit | head -c 1000000 | sha256sum | cut -d' ' -f1").expect("sha256sum is here");
-    assert_eq!(result("sha256"), sum);
-    assert_eq!(result("gzip"), sum);
-    assert_eq!(result("bzip2"), sum);
-    let awk = r#"awk 'BEGIN { s = 0; for (i = 1; i <= 20000; i++) s += i / 7 * (i % 13 - 6) / (1 + i * 1e-3); printf "%.15e", s }'"#;
-    assert_eq!(Some(result("awk")), here(awk));
-    let mut s = 0u64;
-    for i in 0..5000 {
-        s = (s * 31 + i) % 1_000_003;
-    }
-    assert_eq!(result("loop"), s.to_string());
+    assert_eq!(result(&lines, "loader") == "176", pvh, "{}", result(&lines, "loader"));
 }
 
 #[test]

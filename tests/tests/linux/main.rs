@@ -5,3 +5,4 @@ mod clones;
 mod debian;
 mod guest;
 mod net;
+mod xen;
