@@ -25,15 +25,14 @@ fn xen_boots_and_runs_its_first_domain() {
     let line = "xen com1=115200,8n1,0x3f8,4 console=com1 no-real-mode noreboot dom0_mem=320M";
     // The cloud kernel has no console of a first domain, but its log can go to Xen's.
     let domain = "linux earlyprintk=xen,keep printk.devkmsg=on godwit.do=check godwit.say=/dev/kmsg";
-    let modules = vec![
-        Module { bytes: read(&kernel), line: domain },
-        Module { bytes: read(&initrd), line: "" },
-    ];
+    let modules =
+        vec![Module { bytes: read(&kernel), line: domain }, Module { bytes: read(&initrd), line: "" }];
     let image = wrap(&read(&xen), line, modules, MIB).expect("Xen is a multiboot kernel");
     std::fs::write(scratch.path("xen.pvh"), image).expect("written");
     let source = json!({"kernel_image_path": scratch.path("xen.pvh"), "boot_args": ""});
     let lines = checked((&godwit, &plugin), &scratch, &source, (1, MIB));
-    let said = |text: &str| assert!(lines.iter().any(|l| l.contains(text)), "no {text:?}: {}", lines.join("\n"));
+    let said =
+        |text: &str| assert!(lines.iter().any(|l| l.contains(text)), "no {text:?}: {}", lines.join("\n"));
     said("Xen version 4.");
     said("Booting paravirtualized kernel on Xen PV");
 }
