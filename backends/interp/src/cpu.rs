@@ -5,6 +5,7 @@ use crate::counters::Counters;
 use crate::flags::{self, Lazy};
 use crate::lapic::Lapic;
 use crate::mmu::ram::RamMap;
+use crate::mmu::space::Spaces;
 use crate::mmu::tlb::{self, Tlb};
 use crate::num::vec::V256;
 use crate::op::{Abort, Flow, OpPtr};
@@ -223,6 +224,7 @@ pub(crate) struct Cpu {
     pub step_trap: bool,
     pub generation: u64,
     pub epoch: u64,
+    pub spaces: Spaces,
     pub exception: Exception,
     pub sys: System,
     pub msrs: MsrsV1,

@@ -1,6 +1,6 @@
 //! What comes between instructions: interrupts, NMI, INIT and SIPI, debug traps, halting.
 
-use crate::cpu::{CS, Cpu, Exception, RDX, System};
+use crate::cpu::{CS, Cpu, Exception, RDX, System, cr4};
 use crate::exception::Source;
 use crate::flags::{IF, RF, TF};
 use crate::op::Flow;
@@ -156,6 +156,13 @@ impl Cpu {
     pub(crate) fn data_breakpoint(&mut self, va: u64, bytes: usize, write: bool) {
         if self.sys.dr7 & 0xff != 0 && !self.implicit {
             self.debug_pending |= self.breakpoints(va, bytes as u64, if write { 1 } else { 3 });
+        }
+    }
+
+    /// Notes an I/O breakpoint.
+    pub(crate) fn port_breakpoint(&mut self, port: u16, bytes: u32) {
+        if self.sys.dr7 & 0xff != 0 && self.sys.cr4 & cr4::DE != 0 {
+            self.debug_pending |= self.breakpoints(u64::from(port), u64::from(bytes), 2);
         }
     }
 

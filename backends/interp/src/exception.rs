@@ -4,6 +4,7 @@ use crate::cpu::{CS, Cpu, Exception, RSP, SS};
 use crate::flags::{AC, IF, NT, RF, TF, VM};
 use crate::op::{Exec, Flow};
 use crate::segment::{GP, NP};
+use crate::task::By;
 use godwit_state::{SegmentV1, access};
 
 /// Where an event comes from.
@@ -102,6 +103,9 @@ impl Cpu {
                 // The EXT bit.
                 self.exception.code = self.exception.code.map(|c| c | 1);
             }
+        } else {
+            // The trap of an instruction that has come here is not taken in the handler.
+            self.step_trap = false;
         }
         result
     }
@@ -239,7 +243,10 @@ impl Cpu {
         }
         let selector = (gate >> 16) as u16;
         if kind == 5 {
-            return self.task_gate(selector, code);
+            let tss = self.gate_task(selector)?;
+            let flags = self.rflags() | if rf { RF } else { 0 };
+            let by = By::Event { external: source != Source::Software, code };
+            return self.task_switch(selector, tss, by, self.rip, flags);
         }
         let wide = kind >= 14;
         let target = if wide { gate & 0xffff | gate >> 32 & 0xffff_0000 } else { gate & 0xffff };
@@ -340,11 +347,5 @@ impl Cpu {
             (u64::from(self.system_read::<u16>(base)?), self.system_read::<u16>(base.wrapping_add(2))?)
         };
         Ok((self.stack_segment(selector, cpl, TS)?, sp))
-    }
-
-    /// Task gates: not there.
-    fn task_gate(&mut self, selector: u16, _code: Option<u32>) -> Exec {
-        self.host.log(godwit_sdk::LogLevel::Warn, "task gates are not implemented: #GP in the guest");
-        Err(self.gp(u32::from(selector & 0xfffc)))
     }
 }

@@ -29,6 +29,10 @@ impl Cpu {
             }
             self.timer_tick();
             match self.round() {
+                // The trap after HLT ends it.
+                Flow::Halt if self.step_trap => {
+                    self.after_step();
+                }
                 Flow::Halt => {
                     self.counters.halts += 1;
                     if let Some(exit) = self.halt() {
@@ -77,7 +81,8 @@ impl Cpu {
                 Flow::Next | Flow::Link | Flow::Stale => {}
                 other => break other,
             }
-            if self.tag & mode::STEP != 0 {
+            // An instruction that clears the trap flag is still followed by its trap.
+            if self.tag & mode::STEP != 0 || self.step_trap {
                 break self.after_step();
             }
         };
@@ -284,6 +289,10 @@ impl Cpu {
             flow
         };
         match flow {
+            Flow::Halt if self.step_trap => {
+                self.after_step();
+                None
+            }
             Flow::Halt => {
                 self.counters.halts += 1;
                 self.halt()

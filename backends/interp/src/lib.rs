@@ -4,7 +4,7 @@
 //!  vm.rs       the contract: Backend, Vm, Vcpu            state.rs   to and from canonical state
 //!  exec.rs     dispatcher: find block, run chain, deliver
 //!    │  ├─ events.rs     interrupts, NMI, INIT, debug traps, HLT
-//!    │  └─ exception.rs  through the IDT                   segment.rs descriptors
+//!    │  └─ exception.rs  through the IDT                   segment.rs descriptors, task.rs
 //!    ├─ cache.rs ◄─ decode.rs ◄─ iced-x86                  op.rs      an op, a link, how handlers run on
 //!    └─ ops/   handlers, one file a family ─► num/  pure arithmetic
 //!         └─ mmu/  TLBs, walks, RAM                        lapic.rs clock.rs msr.rs
@@ -50,6 +50,7 @@ mod regs;
 mod segment;
 mod shared;
 mod state;
+mod task;
 mod vm;
 mod wait;
 

@@ -26,6 +26,20 @@ const CODE_BYTES: usize = 16 << 20;
 /// Least bytes of decoded code a vCPU gets.
 const VCPU_CODE_BYTES: usize = 2 << 20;
 
+/// System calls of vCPU threads, and so of the whole process.
+const CALLS: &[&str] = &[
+    "futex",
+    "clock_gettime",
+    "clock_nanosleep",
+    "getrandom",
+    "mmap",
+    "munmap",
+    "mremap",
+    "madvise",
+    "brk",
+    "sched_yield",
+];
+
 impl Backend for Interp {
     type Vm = InterpVm;
     const DESCRIPTOR: Descriptor = Descriptor {
@@ -33,31 +47,9 @@ impl Backend for Interp {
         summary: "x86-64 by interpretation, on any host",
         version: env!("CARGO_PKG_VERSION"),
         models: &[Model::X86_64, Model::V2, Model::V3, Model::Host],
-        system_calls: &[
-            "futex",
-            "clock_gettime",
-            "clock_nanosleep",
-            "getrandom",
-            "mmap",
-            "munmap",
-            "mremap",
-            "madvise",
-            "brk",
-            "sched_yield",
-        ],
+        system_calls: CALLS,
         ioctls: &[],
-        vcpu_calls: &[
-            "futex",
-            "clock_gettime",
-            "clock_nanosleep",
-            "getrandom",
-            "mmap",
-            "munmap",
-            "mremap",
-            "madvise",
-            "brk",
-            "sched_yield",
-        ],
+        vcpu_calls: CALLS,
         vcpu_ioctls: &[],
         device_calls: &["futex", "clock_gettime", "sched_yield"],
         device_ioctls: &[],
@@ -304,6 +296,7 @@ fn new_cpu(vm: &InterpVm, id: u32, me: Arc<VcpuShared>) -> Cpu {
         step_trap: false,
         generation: crate::mmu::tlb::GENERATION,
         epoch: 1,
+        spaces: crate::mmu::space::Spaces::new(),
         exception: Default::default(),
         sys: System {
             tr: s.tr,

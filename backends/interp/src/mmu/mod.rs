@@ -9,6 +9,7 @@
 
 pub(crate) mod locked;
 pub(crate) mod ram;
+pub(crate) mod space;
 pub(crate) mod tlb;
 pub(crate) mod walk;
 
@@ -78,7 +79,7 @@ impl Cpu {
     pub(crate) fn locked<T: Int, R>(&mut self, va: u64, f: impl Fn(T) -> (T, R)) -> Exec<R> {
         let host = match self.hit(&self.wtlb, va, T::BYTES as u64) {
             Some(host) => host,
-            None => match self.writable_host(va, T::BYTES as u64)? {
+            None => match self.writable_host(va, T::BYTES)? {
                 Some(host) => host,
                 None => {
                     // Device memory, or RAM across two pages.
@@ -137,7 +138,7 @@ impl Cpu {
         }
     }
 
-    /// True if a linear address cannot be used in long mode. Raises #GP, or #SS where the handler knows better.
+    /// Refuses an address that cannot be used in long mode. Raises #GP, or #SS where the handler knows better.
     fn bad_address(&mut self, va: u64) -> Exec {
         if self.long_code() && va.wrapping_add(1 << 47) >> 48 != 0 {
             self.raise(13, Some(0));
@@ -148,7 +149,7 @@ impl Cpu {
     }
 
     /// The same for an access that ends in another page than it begins in: both ends count before any translation.
-    fn bad_span(&mut self, va: u64, bytes: usize) -> Exec {
+    pub(crate) fn bad_span(&mut self, va: u64, bytes: usize) -> Exec {
         self.bad_address(va)?;
         self.bad_address(va.wrapping_add(bytes as u64 - 1))
     }
@@ -161,6 +162,9 @@ impl Cpu {
     /// Finds the place of `va`, which must not reach into the next page, and fills the TLB.
     fn place(&mut self, va: u64, access: Access, who: Who) -> Exec<Place> {
         self.bad_address(va)?;
+        if let Some((host, gpa)) = self.adopt(va, access) {
+            return Ok(Place::Ram { host, gpa });
+        }
         let found = self.walk(va, access, who)?;
         self.counters.tlb_misses += 1;
         let gpa = found.gpa | (va & PAGE_MASK);
@@ -196,10 +200,38 @@ impl Cpu {
         let code = if code && access == Access::Write { CODE } else { 0 };
         tlb.hot[i] = Entry { tag: (va & !PAGE_MASK) | class | code, bias: (host as u64).wrapping_sub(va) };
         tlb.gpa[i] = found.gpa >> ram::PAGE_SHIFT;
+        tlb.held[i] = found.held;
+        self.spaces.large |= found.held & (tlb::LARGE | tlb::HUGE) != 0;
+    }
+
+    /// Takes over the entry of a global page from another generation: its host address and guest-physical one.
+    fn adopt(&mut self, va: u64, access: Access) -> Option<(usize, u64)> {
+        let (mut class, stamp) = (self.class, self.spaces.stamp);
+        let tlb = match access {
+            Access::Read => &mut self.rtlb,
+            Access::Write => &mut self.wtlb,
+            Access::Fetch => {
+                class &= !tlb::LIFTED;
+                &mut self.ftlb
+            }
+        };
+        let i = Tlb::index(va);
+        let entry = &mut tlb.hot[i];
+        let who = (va & !PAGE_MASK) | class & !tlb::LAST_GENERATION;
+        let global = entry.tag != 0 && tlb.held[i] & !(tlb::LARGE | tlb::HUGE) == stamp;
+        if !global || entry.tag & !(tlb::LAST_GENERATION | CODE) != who {
+            return None;
+        }
+        entry.tag = who | class | entry.tag & CODE;
+        let gpa = tlb.gpa[i] << ram::PAGE_SHIFT | (va & PAGE_MASK);
+        Some((va.wrapping_add(entry.bias) as usize, gpa))
     }
 
     /// Host address to write at, if it is plain RAM in one page. Code there is invalidated beforehand.
-    fn writable_host(&mut self, va: u64, bytes: u64) -> Exec<Option<usize>> {
+    fn writable_host(&mut self, va: u64, bytes: usize) -> Exec<Option<usize>> {
+        self.check_alignment(va, bytes)?;
+        self.data_breakpoint(va, bytes, true);
+        let bytes = bytes as u64;
         if (va & PAGE_MASK) + bytes > PAGE_SIZE {
             return Ok(None);
         }
@@ -409,9 +441,14 @@ impl Cpu {
             return Ok((self.ftlb.gpa[i] << ram::PAGE_SHIFT) | (va & PAGE_MASK));
         }
         self.bad_address(va)?;
+        if let Some((_, gpa)) = self.adopt(va, Access::Fetch) {
+            return Ok(gpa);
+        }
         let found = self.walk(va, Access::Fetch, self.who())?;
         self.ftlb.hot[i] = Entry { tag: (va & !PAGE_MASK) | (self.class & !tlb::LIFTED), bias: 0 };
         self.ftlb.gpa[i] = found.gpa >> ram::PAGE_SHIFT;
+        self.ftlb.held[i] = found.held;
+        self.spaces.large |= found.held & (tlb::LARGE | tlb::HUGE) != 0;
         Ok(found.gpa | (va & PAGE_MASK))
     }
 
@@ -434,30 +471,6 @@ impl Cpu {
             r.mark_dirty(gpa);
             self.code_written(gpa, from.len() as u64);
         }
-    }
-
-    /// Forgets all translations.
-    pub(crate) fn flush_tlb(&mut self) {
-        self.counters.tlb_flushes += 1;
-        if self.class & tlb::LAST_GENERATION == tlb::LAST_GENERATION {
-            self.rtlb.clear();
-            self.wtlb.clear();
-            self.ftlb.clear();
-            self.generation = tlb::GENERATION;
-        } else {
-            self.generation += tlb::GENERATION;
-        }
-        self.epoch += 1;
-        self.update_mode();
-    }
-
-    /// Forgets the translation of one page.
-    pub(crate) fn flush_page(&mut self, va: u64) {
-        self.rtlb.drop_page(va);
-        self.wtlb.drop_page(va);
-        self.ftlb.drop_page(va);
-        self.epoch += 1;
-        self.update_mode();
     }
 
     fn device_read(&mut self, gpa: u64, bytes: usize) -> u64 {

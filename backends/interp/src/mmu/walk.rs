@@ -1,6 +1,7 @@
 //! Page walks: all paging modes, permissions, accessed and dirty bits, error codes (SDM vol. 3A, chapter 4).
 
 use super::ram::{self, PAGE_MASK, PAGE_SIZE};
+use super::tlb;
 use crate::cpu::{Cpu, cr0, cr4, efer};
 use crate::op::{Abort, Exec};
 use godwit_state::model::{Feature, PHYSICAL_ADDRESS_BITS};
@@ -28,6 +29,8 @@ pub(crate) enum Who {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Found {
     pub gpa: u64,
+    /// As in `Tlb::held`.
+    pub held: u32,
 }
 
 const P: u64 = 1;
@@ -36,6 +39,7 @@ const U: u64 = 4;
 const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
+const G: u64 = 1 << 8;
 const NX: u64 = 1 << 63;
 /// Bits of an address that the models' processors do not have.
 const NO_ADDRESS: u64 = 0x000f_ffff_ffff_ffff & !((1 << PHYSICAL_ADDRESS_BITS) - 1);
@@ -65,7 +69,7 @@ impl Cpu {
     /// Translates the page of `va`, or raises #PF.
     pub(crate) fn walk(&mut self, va: u64, access: Access, who: Who) -> Exec<Found> {
         if self.sys.cr0 & cr0::PG == 0 {
-            return Ok(Found { gpa: va & 0xffff_f000 });
+            return Ok(Found { gpa: va & 0xffff_f000, held: 0 });
         }
         self.counters.walks += 1;
         loop {
@@ -199,7 +203,15 @@ impl Cpu {
                 return Ok(None);
             }
         }
-        Ok(Some(Found { gpa: frame }))
+        let mut held = match levels[leaf].shift {
+            30 => tlb::HUGE,
+            12 => 0,
+            _ => tlb::LARGE,
+        };
+        if trail[leaf].1 & G != 0 && self.sys.cr4 & cr4::PGE != 0 {
+            held |= self.spaces.stamp;
+        }
+        Ok(Some(Found { gpa: frame, held }))
     }
 
     fn read_entry(&self, at: u64, wide: bool) -> u64 {

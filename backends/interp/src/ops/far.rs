@@ -8,6 +8,7 @@ use crate::exception::Source;
 use crate::flags::{AC, ARITH, DF, ID, IF, IOPL, NT, OF, RF, TF, VIF, VIP, VM};
 use crate::op::{Exec, Flow, Handler, OpPtr, leave};
 use crate::segment::{Descriptor, GP, NP};
+use crate::task::By;
 use godwit_state::{SegmentV1, access};
 use iced_x86::{Code as C, Mnemonic as M, OpKind, Register};
 
@@ -23,8 +24,9 @@ impl Cpu {
         if ok { Ok(()) } else { Err(self.gp(0)) }
     }
 
-    /// A far JMP or CALL to a selector and offset.
-    fn far_to(&mut self, selector: u16, rip: u64, call: Option<u64>, size: u8) -> Exec {
+    /// A far JMP or CALL to a selector and offset; `next` is the next instruction's place.
+    fn far_to(&mut self, selector: u16, rip: u64, by: By, next: u64, size: u8) -> Exec {
+        let call = (by == By::Call).then_some(next);
         if self.real_segments() {
             if let Some(back) = call {
                 let (cs, sp) = (self.seg[CS].selector, self.gpr[RSP]);
@@ -50,7 +52,7 @@ impl Cpu {
         }
         let mut d = self.descriptor(selector, GP)?;
         if !d.is_segment() {
-            return self.gate(d, selector, call);
+            return self.gate(d, selector, by, next);
         }
         if !d.is_code() {
             return Err(self.gp(code));
@@ -80,23 +82,32 @@ impl Cpu {
         Ok(())
     }
 
-    /// A transfer through a call gate.
-    fn gate(&mut self, g: Descriptor, selector: u16, call: Option<u64>) -> Exec {
+    /// A transfer through a call gate or a task gate, or to a task.
+    fn gate(&mut self, g: Descriptor, selector: u16, by: By, next: u64) -> Exec {
+        let call = (by == By::Call).then_some(next);
         let code = u32::from(selector & 0xfffc);
         let long = self.long_mode();
         let kind = g.system_type();
-        let is_gate = kind == 12 || (kind == 4 && !long);
-        if !is_gate {
-            if matches!(kind, 1 | 3 | 5 | 9 | 11) && !long {
-                self.note("task switches are not implemented: #GP in the guest");
-            }
+        let task = !long && matches!(kind, 1 | 3 | 5 | 9 | 11);
+        if !(kind == 12 || kind == 4 && !long || task) {
             return Err(self.gp(code));
         }
         if g.dpl() < self.cpl || (selector & 3) as u8 > g.dpl() {
             return Err(self.gp(code));
         }
+        if task && kind != 5 {
+            if selector & 4 != 0 {
+                return Err(self.gp(code));
+            }
+            return self.task_switch(selector, g, by, next, self.rflags());
+        }
         if !g.present() {
             return Err(self.raise(NP, Some(code)));
+        }
+        if kind == 5 {
+            let selector = (g.low >> 16) as u16;
+            let tss = self.gate_task(selector)?;
+            return self.task_switch(selector, tss, by, next, self.rflags());
         }
         let target = (g.low >> 16) as u16;
         let mut rip = u64::from(g.low & 0xffff);
@@ -220,7 +231,7 @@ impl Cpu {
         let selector = self.peek_sized(size, step)? as u16;
         if self.real_segments() {
             self.drop_stack(2 * step + extra);
-            return self.far_to(selector, rip, None, size);
+            return self.far_to(selector, rip, By::Jump, 0, size);
         }
         let mut d = self.return_code(selector)?;
         self.check_target(&d, rip)?;
@@ -268,7 +279,7 @@ impl Cpu {
         self.set_rflags(new);
     }
 
-    fn interrupt_return(&mut self, size: u8) -> Exec {
+    fn interrupt_return(&mut self, size: u8, next: u64) -> Exec {
         // NMIs may come again; `set_rflags` looks after the rest.
         self.check_events |= self.nmi_pending > 0 || self.tag & mode::STEP != 0 || self.debug_pending != 0;
         let step = u64::from(size);
@@ -297,10 +308,12 @@ impl Cpu {
             return Ok(());
         }
         if self.flags & NT != 0 {
-            if !self.long_mode() {
-                self.note("task switches are not implemented: #GP in the guest");
+            if self.long_mode() {
+                return Err(self.gp(0));
             }
-            return Err(self.gp(0));
+            self.return_task(next)?;
+            self.nmi_masked = false;
+            return Ok(());
         }
         let rip = self.peek_sized(size, 0)?;
         let selector = self.peek_sized(size, step)? as u16;
@@ -403,6 +416,8 @@ impl Cpu {
             self.rip = star & 0xffff_ffff;
             self.flags &= !(VM | IF | RF);
         }
+        // SFMASK may hold off the trap; SYSENTER cannot.
+        self.step_trap &= self.flags & TF != 0;
         let long = self.long_mode();
         self.seg[CS] = Self::flat(selector & 0xfffc, true, long, 0);
         self.seg[SS] = Self::flat((selector & 0xfffc).wrapping_add(8), false, false, 0);
@@ -508,19 +523,24 @@ fn far_pointer(cpu: &mut Cpu, op: OpPtr) -> Exec<(u16, u64)> {
     Ok((selector, u64::from_le_bytes(offset)))
 }
 
+fn far_immediate(cpu: &mut Cpu, op: OpPtr, by: By) -> Exec {
+    let next = op.next_rip(cpu);
+    cpu.far_to((op.imm >> 32) as u16, op.imm & 0xffff_ffff, by, next, op.c)
+}
+
+fn far_memory(cpu: &mut Cpu, op: OpPtr, by: By) -> Exec {
+    let next = op.next_rip(cpu);
+    let (selector, offset) = far_pointer(cpu, op)?;
+    cpu.far_to(selector, offset, by, next, op.c)
+}
+
 transfer! {
-    jmp_far |cpu, op| cpu.far_to((op.imm >> 32) as u16, op.imm & 0xffff_ffff, None, op.c);
-    call_far |cpu, op| {
-        let back = op.next_rip(cpu);
-        cpu.far_to((op.imm >> 32) as u16, op.imm & 0xffff_ffff, Some(back), op.c)
-    };
-    jmp_far_mem |cpu, op| far_pointer(cpu, op).and_then(|(s, o)| cpu.far_to(s, o, None, op.c));
-    call_far_mem |cpu, op| {
-        let back = op.next_rip(cpu);
-        far_pointer(cpu, op).and_then(|(s, o)| cpu.far_to(s, o, Some(back), op.c))
-    };
+    jmp_far |cpu, op| far_immediate(cpu, op, By::Jump);
+    call_far |cpu, op| far_immediate(cpu, op, By::Call);
+    jmp_far_mem |cpu, op| far_memory(cpu, op, By::Jump);
+    call_far_mem |cpu, op| far_memory(cpu, op, By::Call);
     retf |cpu, op| cpu.far_return(op.c, op.imm);
-    iret |cpu, op| cpu.interrupt_return(op.c);
+    iret |cpu, op| { let next = op.next_rip(cpu); cpu.interrupt_return(op.c, next) };
     syscall |cpu, op| { let back = op.next_rip(cpu); cpu.syscall(back) };
     sysret |cpu, op| cpu.sysret(op.c == 8);
     sysenter |cpu, op| { let _ = op; cpu.sysenter() };

@@ -66,7 +66,12 @@ impl Cpu {
     #[inline]
     pub(crate) fn linear(&mut self, segment: usize, offset: u64, bytes: u64, write: bool) -> Exec<u64> {
         if self.long_code() {
-            return Ok(if segment >= 4 { offset.wrapping_add(self.seg[segment].base) } else { offset });
+            if segment < 4 {
+                return Ok(offset);
+            }
+            // As found on the silicon, the offset is looked at too, whatever the sum is.
+            self.bad_span(offset, bytes as usize)?;
+            return Ok(offset.wrapping_add(self.seg[segment].base));
         }
         self.check_limit(segment, offset, bytes, write)?;
         Ok(offset.wrapping_add(self.seg[segment].base) & 0xffff_ffff)

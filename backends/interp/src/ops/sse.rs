@@ -112,6 +112,11 @@ pub(super) fn source256<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Exec<V256>
 
 #[inline(never)]
 pub(super) fn read256(cpu: &mut Cpu, at: u64) -> Exec<V256> {
+    if at & 0xfff > 0xfe0 {
+        let mut b = [[0; 16]; 2];
+        cpu.read_bytes(at, b.as_flattened_mut())?;
+        return Ok(V256 { lo: V128(b[0]), hi: V128(b[1]) });
+    }
     let lo = cpu.read128(at)?;
     let hi = cpu.read128(at.wrapping_add(16))?;
     Ok(V256 { lo: V128::from_u128(lo), hi: V128::from_u128(hi) })

@@ -61,10 +61,10 @@ impl Cpu {
     }
 
     fn write_cr3(&mut self, v: u64) -> Exec {
-        let mut v = v;
+        let (mut v, mut keep) = (v, false);
         if self.long_mode() {
-            let pcid = self.sys.cr4 & cr4::PCIDE != 0;
-            if pcid {
+            if self.sys.cr4 & cr4::PCIDE != 0 {
+                keep = v >> 63 != 0;
                 v &= !(1 << 63);
             }
             if v >> PHYSICAL_ADDRESS_BITS != 0 {
@@ -74,7 +74,7 @@ impl Cpu {
             return Err(self.gp(0));
         }
         self.sys.cr3 = v;
-        self.flush_tlb();
+        self.switch_space(keep);
         Ok(())
     }
 
@@ -150,11 +150,13 @@ impl Cpu {
 
     pub(crate) fn port_read(&mut self, port: u16, bytes: u32) -> u64 {
         self.counters.pio += 1;
+        self.port_breakpoint(port, bytes);
         self.host.pio_read(self.id, port, bytes)
     }
 
     pub(crate) fn port_write(&mut self, port: u16, bytes: u32, v: u64) {
         self.counters.pio += 1;
+        self.port_breakpoint(port, bytes);
         self.host.pio_write(self.id, port, bytes, v);
     }
 
@@ -519,10 +521,22 @@ ops! {
         let kind = if cpu.long_code() { u64::get(cpu, op.a) } else { u64::from(u32::get(cpu, op.a)) };
         let at = Any::at(cpu, op, 16, false)?;
         let d = cpu.read128(at)?;
-        if kind > 3 || (d as u64) >> 12 != 0 {
+        let (pcid, va) = (d as u64, (d >> 64) as u64);
+        let foreign = pcid != 0 && cpu.sys.cr4 & cr4::PCIDE == 0;
+        let bad = match kind {
+            0 => foreign || va.wrapping_add(1 << 47) >> 48 != 0,
+            1 => foreign,
+            _ => kind > 3,
+        };
+        if bad || pcid >> 12 != 0 {
             return Err(cpu.gp(0));
         }
-        cpu.flush_tlb()
+        match kind {
+            0 => cpu.flush_page_of(pcid, va),
+            1 => cpu.flush_pcid(pcid),
+            2 => cpu.flush_tlb(),
+            _ => cpu.flush_local(),
+        }
     }
 
     pause fn wbinvd(cpu, _op) { cpu.privileged()? }

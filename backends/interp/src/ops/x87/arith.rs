@@ -1,6 +1,6 @@
 //! FADD, FSUB(R), FMUL, FDIV(R) in all their forms; FABS, FCHS, FSQRT, FRNDINT.
 
-use super::last_st;
+use super::{C2, last_st};
 use super::load::Source;
 use crate::cpu::Cpu;
 use crate::decode::Lower;
@@ -13,7 +13,8 @@ use iced_x86::{MemorySize as S, Mnemonic as M};
 trait Binary {
     fn run(env: &mut Env, to: F80, from: F80) -> F80;
 }
-trait Unary {
+/// ST(0) = f(ST(0)).
+pub(super) trait Unary {
     fn run(env: &mut Env, v: F80) -> F80;
 }
 
@@ -39,12 +40,13 @@ binary! {
 macro_rules! unary {
     ($($name:ident: |$env:ident, $a:ident| $e:expr;)*) => {$(
         struct $name;
-        impl Unary for $name {
+        impl $crate::ops::x87::arith::Unary for $name {
             #[inline(always)]
             fn run($env: &mut Env, $a: F80) -> F80 { let _ = &$env; $e }
         }
     )*};
 }
+pub(super) use unary;
 
 unary! {
     Abs: |env, v| v.abs();
@@ -94,9 +96,13 @@ fn memory<O: Binary, T: Source, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn alone<O: Unary>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// ST(0) = f(ST(0)), with C2 cleared first where it tells of an argument out of range.
+pub(super) fn alone<O: Unary, const RANGE: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
+        if RANGE {
+            cpu.fpu.sw &= !C2;
+        }
         if cpu.st_empty(0) {
             if cpu.x87_stack_fault(op, false) {
                 cpu.set_st(0, F80::INDEFINITE);
@@ -142,10 +148,10 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Fdivp => pick::<Div>(l, 1),
         M::Fdivr | M::Fidivr => pick::<DivR>(l, 0),
         M::Fdivrp => pick::<DivR>(l, 1),
-        M::Fabs => Some(alone::<Abs>),
-        M::Fchs => Some(alone::<Chs>),
-        M::Fsqrt => Some(alone::<Sqrt>),
-        M::Frndint => Some(alone::<Rndint>),
+        M::Fabs => Some(alone::<Abs, false>),
+        M::Fchs => Some(alone::<Chs, false>),
+        M::Fsqrt => Some(alone::<Sqrt, false>),
+        M::Frndint => Some(alone::<Rndint, false>),
         _ => None,
     }
 }

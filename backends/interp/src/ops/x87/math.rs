@@ -1,6 +1,7 @@
 //! Transcendentals, and what works on exponents and remainders: F2XM1, FYL2X, FYL2XP1, FPATAN, FPTAN, FSIN,
 //! FCOS, FSINCOS, FPREM, FPREM1, FSCALE, FXTRACT.
 
+use super::arith::{alone, unary};
 use super::{C2, CODES};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
@@ -10,10 +11,6 @@ use crate::op::{Flow, Handler, OpPtr};
 use crate::ops::outlined;
 use iced_x86::Mnemonic as M;
 
-/// ST(0) = f(ST(0)).
-trait One {
-    fn run(env: &mut Env, x: F80) -> F80;
-}
 /// A result from ST(0) and ST(1).
 trait Two {
     /// Condition codes that the instruction defines besides C1.
@@ -29,9 +26,6 @@ trait Pair {
     fn run(env: &mut Env, x: F80) -> (F80, F80);
 }
 
-struct F2xm1;
-struct Fsin;
-struct Fcos;
 struct Fyl2x;
 struct Fyl2xp1;
 struct Fpatan;
@@ -42,20 +36,10 @@ struct Fsincos;
 struct Fptan;
 struct Fxtract;
 
-impl One for F2xm1 {
-    fn run(env: &mut Env, x: F80) -> F80 {
-        xm::f2xm1(env, x)
-    }
-}
-impl One for Fsin {
-    fn run(env: &mut Env, x: F80) -> F80 {
-        xm::fsin(env, x)
-    }
-}
-impl One for Fcos {
-    fn run(env: &mut Env, x: F80) -> F80 {
-        xm::fcos(env, x)
-    }
+unary! {
+    F2xm1: |env, x| xm::f2xm1(env, x);
+    Fsin: |env, x| xm::fsin(env, x);
+    Fcos: |env, x| xm::fcos(env, x);
 }
 
 macro_rules! two {
@@ -94,28 +78,6 @@ impl Pair for Fxtract {
     fn run(env: &mut Env, x: F80) -> (F80, F80) {
         rem::fxtract(env, x)
     }
-}
-
-/// C2 is the trigonometric functions' own (`CODES` unused by F2XM1).
-fn one<O: One, const RANGE: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    outlined(cpu, op, |cpu, op| {
-        cpu.x87_wait()?;
-        if RANGE {
-            cpu.fpu.sw &= !C2;
-        }
-        if cpu.st_empty(0) {
-            if cpu.x87_stack_fault(op, false) {
-                cpu.set_st(0, F80::INDEFINITE);
-            }
-            return Ok(());
-        }
-        let mut env = cpu.env();
-        let v = O::run(&mut env, cpu.st(0));
-        if cpu.retire(op, &mut env) {
-            cpu.set_st(0, v);
-        }
-        Ok(())
-    })
 }
 
 fn two<O: Two>(cpu: &mut Cpu, op: OpPtr) -> Flow {
@@ -170,9 +132,9 @@ fn pair<O: Pair>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     Some(match l.i.mnemonic() {
-        M::F2xm1 => one::<F2xm1, false>,
-        M::Fsin => one::<Fsin, true>,
-        M::Fcos => one::<Fcos, true>,
+        M::F2xm1 => alone::<F2xm1, false>,
+        M::Fsin => alone::<Fsin, true>,
+        M::Fcos => alone::<Fcos, true>,
         M::Fyl2x => two::<Fyl2x>,
         M::Fyl2xp1 => two::<Fyl2xp1>,
         M::Fpatan => two::<Fpatan>,
