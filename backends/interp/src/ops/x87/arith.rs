@@ -1,7 +1,7 @@
 //! FADD, FSUB(R), FMUL, FDIV(R) in all their forms; FABS, FCHS, FSQRT, FRNDINT.
 
-use super::{C2, last_st};
 use super::load::Source;
+use super::{C2, last_st};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::num::soft::{self, Env, F32, F64, F80};
