@@ -206,8 +206,10 @@ impl Migrations {
             migrate::require_protection(&address, way.tls.is_some(), insecure).map_err(|e| e.to_string())?;
             way.address = address;
         }
-        let link = way.connect().map_err(|e| e.to_string())?;
-        if progress.reconnect(link) { Ok(()) } else { Err("no migration waits for a new connection".into()) }
+        // On the thread that sends: its filter allows it.
+        let told = progress.reconnect(Box::new(move || way.connect()));
+        let told = told.ok_or("no migration waits for a new connection")?;
+        told.recv().map_err(|_| "the thread for migrations has ended".to_owned())?
     }
 
     /// An operator knows that a guest whose commit was not confirmed does not run at the destination.

@@ -44,7 +44,10 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long the source of a guest that has ended is given to hear that.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Sets the log up anew.
 pub type LogSetter = Box<dyn Fn(&LoggerConfig) -> Result<(), String> + Send>;
@@ -231,6 +234,10 @@ impl Control {
         let end = self.serve();
         if self.metrics.is_some() {
             let _ = self.flush_metrics();
+        }
+        if let Some(arrival) = self.handle.arriving() {
+            // Pages that are still on their way are not needed any more.
+            arrival.guest_ended(FAREWELL);
         }
         if self.stage == Stage::Receiving {
             // The thread that waits ends with the process, and cleans nothing up.

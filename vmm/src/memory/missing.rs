@@ -4,31 +4,19 @@
 //! guest code and devices alike, also inside a system call; [`Missing::next`] names the page, [`Missing::put`] and
 //! [`Missing::zero`] let it go on.
 
+use super::uffd::{FEATURE_MISSING_SHMEM, open, register};
 use super::{GuestRam, PAGE_SIZE, Run, SharedRam};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
-use rustix::mm::{UserfaultfdFlags, userfaultfd};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 #[repr(C)]
-struct Api {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-#[repr(C)]
 struct Range {
     start: u64,
     len: u64,
-}
-#[repr(C)]
-struct Register {
-    range: Range,
-    mode: u64,
-    ioctls: u64,
 }
 #[repr(C)]
 struct Copy {
@@ -46,15 +34,9 @@ struct Zeropage {
 }
 
 const TYPE: u8 = 0xaa;
-const API: Opcode = opcode::read_write::<Api>(TYPE, 0x3f);
-const REGISTER: Opcode = opcode::read_write::<Register>(TYPE, 0);
 const UNREGISTER: Opcode = opcode::read::<Range>(TYPE, 1);
 const COPY: Opcode = opcode::read_write::<Copy>(TYPE, 3);
 const ZEROPAGE: Opcode = opcode::read_write::<Zeropage>(TYPE, 4);
-/// The version of the interface, and its feature "missing pages of shared memory".
-const VERSION: u64 = TYPE as u64;
-const MISSING_SHMEM: u64 = 1 << 5;
-const MODE_MISSING: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 /// Bytes of one message, and where the address lies in it.
 const MESSAGE: usize = 32;
@@ -65,20 +47,12 @@ fn call<const OPCODE: Opcode, T>(fd: &OwnedFd, argument: &mut T) -> Result<(), E
     unsafe { ioctl(fd, Updater::<OPCODE, T>::new(argument)) }
 }
 
-fn open() -> Result<OwnedFd, String> {
-    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-    // SAFETY: what the descriptor can do to memory is done in this file, to guest memory, to which nobody holds references.
-    let fd = unsafe { userfaultfd(flags) }.map_err(|e| match e {
-        Errno::PERM => "userfaultfd is not permitted: set the sysctl vm.unprivileged_userfaultfd=1 \
-                        or give the process CAP_SYS_PTRACE"
-            .to_owned(),
-        Errno::NOSYS => "this kernel has no userfaultfd".to_owned(),
-        e => format!("userfaultfd: {e}"),
-    })?;
-    let mut api = Api { api: VERSION, features: MISSING_SHMEM, ioctls: 0 };
-    call::<API, _>(&fd, &mut api)
-        .map_err(|e| format!("this kernel's userfaultfd does not serve shared memory: {e}"))?;
-    Ok(fd)
+fn explained(e: &io::Error) -> String {
+    match e.kind() {
+        io::ErrorKind::InvalidInput => "this kernel's userfaultfd does not serve shared memory".into(),
+        io::ErrorKind::Unsupported => "this kernel has no userfaultfd".into(),
+        _ => format!("userfaultfd is not permitted: {e}"),
+    }
 }
 
 /// Whether pages of guest memory may come later on this host.
@@ -92,7 +66,7 @@ pub fn missing_is_possible() -> Result<(), String> {
             "pages of {page} bytes on this host cannot come one by one, only of {PAGE_SIZE}"
         ));
     }
-    open().map(drop)
+    open(FEATURE_MISSING_SHMEM).map(drop).map_err(|e| explained(&e))
 }
 
 /// Guest RAM with missing pages. Dropping it makes every missing page zero: nobody may run the guest then.
@@ -127,13 +101,9 @@ impl Missing {
                 _ => {}
             }
         }
-        let missing = Missing { fd: open()?, ram: ram.clone() };
-        for region in ram.iter() {
-            let range = Range { start: region.as_ptr() as u64, len: region.len() };
-            let mut register = Register { range, mode: MODE_MISSING, ioctls: 0 };
-            call::<REGISTER, _>(&missing.fd, &mut register).map_err(|e| format!("userfaultfd: {e}"))?;
-        }
-        Ok(missing)
+        let fd = open(FEATURE_MISSING_SHMEM).map_err(|e| explained(&e))?;
+        register(&fd, ram).map_err(|e| format!("userfaultfd: {e}"))?;
+        Ok(Missing { fd, ram: ram.clone() })
     }
 
     /// The next page that somebody waits for; `None`: nobody does. Once a page may come several times.
@@ -218,10 +188,11 @@ impl Missing {
     ///
     /// # Errors
     /// The host's.
-    pub fn end(self) -> io::Result<()> {
+    pub fn end(&self) -> io::Result<()> {
         for region in self.ram.iter() {
             let mut range = Range { start: region.as_ptr() as u64, len: region.len() };
             call::<UNREGISTER, _>(&self.fd, &mut range)?;
+            region.bitmap().set_filled_on_touch(false);
         }
         Ok(())
     }

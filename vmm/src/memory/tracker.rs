@@ -35,12 +35,12 @@ impl WriteTracker {
         let _ = self.inner.observer.set((gpa, observer));
     }
 
-    /// Notes that another process fills the region's pages when they are first touched: one that is not there is not zero.
-    pub fn set_filled_on_touch(&self) {
-        self.inner.filled_on_touch.store(true, Ordering::SeqCst);
+    /// Notes whether the region's pages are filled by somebody when they are first touched: one that is not there is not zero then.
+    pub fn set_filled_on_touch(&self, yes: bool) {
+        self.inner.filled_on_touch.store(yes, Ordering::SeqCst);
     }
 
-    /// True after [`Self::set_filled_on_touch`].
+    /// As last set.
     pub fn is_filled_on_touch(&self) -> bool {
         self.inner.filled_on_touch.load(Ordering::SeqCst)
     }

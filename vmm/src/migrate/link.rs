@@ -352,6 +352,11 @@ impl Link {
         self.idle
     }
 
+    /// Changes that.
+    pub(super) fn set_idle(&mut self, idle: Duration) {
+        self.idle = idle;
+    }
+
     /// Waits until a frame has begun to come, or `other` is readable, or `limit` is over. Gives which of the two first are.
     pub(super) fn wait(
         &mut self,

@@ -37,7 +37,7 @@ pub use error::MigrateError;
 pub use link::Link;
 pub use machine::{Builder, Fault, Memory, Source, Target};
 pub use offer::{Capabilities, MAX_DESCRIPTION, Offer, OfferedDevice, OfferedSection, preflight};
-pub use progress::{Phase, Progress, Report, Snapshot};
+pub use progress::{Dial, Phase, Progress, Report, Snapshot};
 pub use request::{LimitsChange, SendRequest, require_protection};
 pub use source::{Outcome, send, unconfirmed_advice};
 pub use switch::{MemoryWay, Mode, OnTimeout, Options};

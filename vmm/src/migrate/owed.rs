@@ -7,9 +7,9 @@ use super::error::MigrateError;
 use super::fault::Step;
 use super::link::Link;
 use super::machine::Memory;
-use super::progress::{Progress, Report};
+use super::progress::{Phase, Progress, Report};
 use super::sender::Sender;
-use super::wire::{CHUNK_PAGES, Kind, MAX_REQUESTS, MAX_ZERO_RUNS, TOKEN_LEN, put_runs, runs};
+use super::wire::{CHUNK_PAGES, Kind, MAX_REQUESTS, MAX_ZERO_RUNS, TOKEN_LEN, decode_texts, put_runs, runs};
 use crate::memory::{PageSet, Run};
 use crate::state::codec::Cursor;
 use std::sync::Arc;
@@ -100,12 +100,13 @@ impl Owed {
         }
     }
 
-    /// Sends until the destination says that it has every page.
+    /// Sends until the destination says that it has every page. `word` may come meanwhile, if it has not yet.
     pub(super) fn serve(
         &mut self,
         link: &mut Link,
         progress: &Progress,
         report: &mut Report,
+        word: &mut Word,
     ) -> Result<(), MigrateError> {
         const DOING: &str = "waiting for the destination to have all pages";
         let idle = link.idle();
@@ -113,12 +114,13 @@ impl Owed {
         link.set_deadline(None);
         link.be_prompt();
         link.at(Step::Postcopy);
-        let (mut heard, mut shown) = (Instant::now(), None);
+        let (mut heard, mut spoke, mut shown) = (Instant::now(), Instant::now(), None);
         loop {
             let next =
                 self.pages.next_run(self.cursor, BACKGROUND).or_else(|| self.pages.next_run(0, BACKGROUND));
-            let patience = if next.is_some() { Duration::ZERO } else { pulse };
-            let (readable, _) = link.wait(&[], patience)?;
+            // Only what nobody waits for is held up by the cap.
+            let patience = if next.is_some() { self.sender.rest() } else { pulse };
+            let (readable, _) = link.wait(&[], patience.min(pulse))?;
             if readable {
                 let frame = link.recv_any(DOING)?;
                 heard = Instant::now();
@@ -126,11 +128,21 @@ impl Owed {
                     Kind::Request => {
                         let payload = frame.payload.to_vec();
                         self.answer(&payload, link)?;
+                        spoke = heard;
                     }
                     Kind::KeepAlive => {}
+                    Kind::Running => word.running(progress, report),
+                    Kind::NotRunning => {
+                        return Err(MigrateError::NotRunning(decode_texts(frame.payload)?.join("; ")));
+                    }
                     Kind::Complete => {
                         self.show(link, progress, report);
                         link.at(Step::Complete);
+                        word.running(progress, report);
+                        // It has all, whether it hears that this is known or not.
+                        if link.send(Kind::Complete, &[], DOING).is_ok() {
+                            link.drain();
+                        }
                         return Ok(());
                     }
                     other => {
@@ -138,16 +150,21 @@ impl Owed {
                         return Err(MigrateError::Unexpected { found, expected: "a request for pages" });
                     }
                 }
-            } else if let Some(run) = next {
+            } else if let Some(run) = next
+                && self.sender.rest().is_zero()
+            {
                 self.send(run, link)?;
-            } else {
+                spoke = Instant::now();
+            } else if spoke.elapsed() >= pulse {
                 link.send(Kind::KeepAlive, &[], DOING)?;
+                spoke = Instant::now();
             }
             if heard.elapsed() > idle {
                 return Err(MigrateError::Timeout { doing: DOING, limit: idle });
             }
             if shown.is_none_or(|at: Instant| at.elapsed() > Duration::from_millis(20)) {
                 shown = Some(Instant::now());
+                self.sender.heed(progress);
                 self.show(link, progress, report);
             }
         }
@@ -164,7 +181,18 @@ impl Owed {
     }
 
     /// Begins again on a new connection, with the pages that the destination says it misses.
-    pub(super) fn rejoin(&mut self, link: &mut Link) -> Result<(), MigrateError> {
+    pub(super) fn rejoin(&mut self, mut link: Link) -> Result<Link, MigrateError> {
+        match self.ask_again(&mut link) {
+            Ok(()) => Ok(link),
+            Err(e) => {
+                let e = link.why(e);
+                link.abort(&e);
+                Err(e)
+            }
+        }
+    }
+
+    fn ask_again(&mut self, link: &mut Link) -> Result<(), MigrateError> {
         const DOING: &str = "joining the destination again";
         link.hello()?;
         link.send(Kind::Recover, &self.token, DOING)?;
@@ -183,5 +211,26 @@ impl Owed {
         }
         (self.pages, self.cursor) = (pages, 0);
         Ok(())
+    }
+}
+
+/// Whether it was said that the guest runs.
+pub(super) struct Word {
+    pub(super) said: bool,
+    /// When the guest was stopped.
+    pub(super) since: Instant,
+}
+
+impl Word {
+    fn running(&mut self, progress: &Progress, report: &mut Report) {
+        if !std::mem::replace(&mut self.said, true) {
+            report.downtime_ms = self.since.elapsed().as_secs_f64() * 1e3;
+            progress.update(|p| p.phase = self.phase());
+        }
+    }
+
+    /// Where a migration stands whose pages follow.
+    pub(super) fn phase(&self) -> Phase {
+        if self.said { Phase::Postcopy } else { Phase::Committed }
     }
 }

@@ -8,6 +8,8 @@
 //!                                                                interrupted: who touches a missing page stands still
 //! ```
 //!
+//! A connection that breaks between Commit and Running is replaced in the same way: starting the guest may wait for a page.
+//!
 //! Whoever touches a missing page, a vCPU or a device, is stopped by the kernel ([`Missing`]) until this thread has put it there.
 
 use super::destination::{Door, unpack};
@@ -15,9 +17,10 @@ use super::error::MigrateError;
 use super::fault::{Side, Step};
 use super::link::Link;
 use super::owed::{Token, send_missing};
-use super::progress::{Phase, Progress, Report};
+use super::progress::{Answer, Phase, Progress, Report};
 use super::wire::{Kind, MAX_REQUESTS, MAX_ZERO_RUNS, put_runs, runs};
 use crate::memory::{Missing, PAGE_SIZE, PageSet, Run};
+use crate::sandbox;
 use crate::state::codec::Cursor;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, OwnedFd};
@@ -27,6 +30,10 @@ use std::time::{Duration, Instant};
 
 /// How long a broken connection is waited for before looking elsewhere again.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long a peer who comes while a connection is broken may take to show that it is the source.
+const GREETING: Duration = Duration::from_secs(5);
+/// How long a source that has not heard of the last page may come again to hear it.
+const AFTERWARDS: Duration = Duration::from_secs(60);
 
 /// What the thread is told.
 enum Say {
@@ -76,6 +83,7 @@ impl Pager {
             Err(e) => return Err(Box::new((paging.link, failed(e.into())))),
         };
         let progress = paging.progress.clone();
+        progress.set_pager(Arc::clone(&bell));
         let ((say, said), (tell, heard)) = (channel(), channel());
         let requested = {
             let mut set = paging.absent.clone();
@@ -91,10 +99,12 @@ impl Pager {
             requested,
             wanted: Vec::new(),
             unpacked: Vec::new(),
+            ready: false,
             committed: false,
             running: None,
             heard: now,
             sent: now,
+            asked: now,
         };
         // Handed over by a channel, so that a thread that cannot be had does not take the connection with it.
         let (give, take) = channel::<Box<Thread>>();
@@ -131,7 +141,11 @@ impl Pager {
 
     /// The guest runs: the rest is the thread's.
     pub(super) fn running(&self) {
-        self.progress.update(|p| p.phase = Phase::Postcopy);
+        self.progress.update(|p| {
+            if p.phase != Phase::Interrupted {
+                p.phase = Phase::Postcopy;
+            }
+        });
         self.tell(Say::Running);
     }
 
@@ -157,12 +171,16 @@ struct Thread {
     requested: PageSet,
     wanted: Vec<Run>,
     unpacked: Vec<u8>,
+    /// All is loaded, and the source knows it.
+    ready: bool,
     committed: bool,
     /// Since when the guest runs.
     running: Option<Instant>,
     /// When the source was last heard, and when it last heard from here.
     heard: Instant,
     sent: Instant,
+    /// When pages were last asked for.
+    asked: Instant,
 }
 
 enum Flow {
@@ -173,16 +191,19 @@ enum Flow {
 
 impl Thread {
     fn run(mut self: Box<Self>) {
+        if let Err(e) = sandbox::enter(sandbox::Kind::Migrate, "pager") {
+            return self.over(MigrateError::Impossible(e.to_string()));
+        }
         loop {
-            match self.turn() {
-                Ok(Flow::On) => {}
-                Ok(Flow::Complete) => return self.complete(),
-                Ok(Flow::Stopped) => return self.over(MigrateError::Cancelled),
+            let flow = match self.turn() {
                 Err(error) if !self.committed => return self.over(error),
-                Err(error) => match self.interrupted(error) {
-                    Flow::On => {}
-                    _ => return self.over(MigrateError::Cancelled),
-                },
+                Err(error) => self.interrupted(error),
+                Ok(flow) => flow,
+            };
+            match flow {
+                Flow::On => {}
+                Flow::Complete => return self.complete(),
+                Flow::Stopped => return self.over(MigrateError::Cancelled),
             }
         }
     }
@@ -211,16 +232,24 @@ impl Thread {
             self.frame()?;
             self.heard = Instant::now();
         }
-        if self.running.is_some() && self.p.absent.is_empty() {
+        if self.running.is_some() && (self.p.absent.is_empty() || self.p.progress.has_guest_ended()) {
             return Ok(Flow::Complete);
         }
-        if self.heard.elapsed() > idle && self.committed {
+        if self.heard.elapsed() > idle && self.is_due(idle) {
             return Err(MigrateError::Timeout { doing: "waiting for pages", limit: idle });
         }
         if self.sent.elapsed() > pulse {
             self.send(Kind::KeepAlive, &[])?;
         }
         Ok(Flow::On)
+    }
+
+    /// Whether the source has something to say: it has nothing while the state is being loaded and no page is waited for.
+    fn is_due(&self, idle: Duration) -> bool {
+        self.ready
+            || self.committed
+            || (self.asked.elapsed() > idle
+                && self.requested.runs(1).any(|run| self.p.absent.contains(run.page)))
     }
 
     fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<(), MigrateError> {
@@ -236,6 +265,7 @@ impl Thread {
                 Ok(Say::Ready(took)) => {
                     self.p.link.at(Step::Ready);
                     self.send(Kind::Ready, &took.to_le_bytes())?;
+                    (self.ready, self.heard) = (true, Instant::now());
                 }
                 Ok(Say::Running) => {
                     self.running = Some(Instant::now());
@@ -247,6 +277,23 @@ impl Thread {
                 Ok(Say::Stop) => return Ok(Flow::Stopped),
                 Err(TryRecvError::Disconnected) if self.running.is_none() => return Ok(Flow::Stopped),
                 Err(_) => return Ok(Flow::On),
+            }
+        }
+    }
+
+    /// The same while there is no connection: the source is told on the next one.
+    fn listen_alone(&mut self) -> Flow {
+        let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
+        loop {
+            match self.said.try_recv() {
+                Ok(Say::Running) => self.running = Some(Instant::now()),
+                Ok(Say::Ready(_)) => {}
+                Ok(Say::Stop) => return Flow::Stopped,
+                Err(TryRecvError::Disconnected) if self.running.is_none() => return Flow::Stopped,
+                Err(_) if self.running.is_some() && self.p.progress.has_guest_ended() => {
+                    return Flow::Complete;
+                }
+                Err(_) => return Flow::On,
             }
         }
     }
@@ -276,7 +323,7 @@ impl Thread {
             let n = self.wanted.len().min(MAX_REQUESTS);
             put_runs(self.p.link.begin(), &self.wanted[..n]);
             self.wanted.drain(..n);
-            self.sent = Instant::now();
+            (self.sent, self.asked) = (Instant::now(), Instant::now());
             self.p.link.send_built(Kind::Request, 0, "asking for pages")?;
         }
         Ok(())
@@ -284,7 +331,7 @@ impl Thread {
 
     fn frame(&mut self) -> Result<(), MigrateError> {
         let Paging { missing, absent, link, report, progress, .. } = &mut self.p;
-        let (idle, frame) = (link.idle(), link.recv_any("receiving pages")?);
+        let frame = link.recv_any("receiving pages")?;
         let mut there = 0;
         match frame.kind {
             Kind::KeepAlive => {}
@@ -319,7 +366,6 @@ impl Thread {
                 return Err(MigrateError::Unexpected { found, expected: "pages" });
             }
         }
-        let _ = idle;
         report.postcopy_pages += there;
         let (left, bytes) = (absent.count(), link.received());
         progress.update(|p| {
@@ -330,17 +376,8 @@ impl Thread {
     }
 
     /// The guest is here and some of its pages are not, and nobody sends them: waits for the source to come back.
-    fn interrupted(&mut self, error: MigrateError) -> Flow {
-        // Who loads and runs the machine comes first: only a guest that runs can be waited for.
-        while self.running.is_none() {
-            match self.said.recv() {
-                Ok(Say::Running) => self.running = Some(Instant::now()),
-                Ok(Say::Ready(_)) => {}
-                Ok(Say::Stop) | Err(_) => return Flow::Stopped,
-            }
-        }
+    fn interrupted(&mut self, mut error: MigrateError) -> Flow {
         self.p.link.cut();
-        let mut error = error;
         loop {
             let missing = self.p.absent.count();
             let text = format!(
@@ -349,39 +386,68 @@ impl Thread {
             );
             tracing::warn!("{text}");
             self.p.progress.update(|p| (p.phase, p.error) = (Phase::Interrupted, Some(text)));
-            let Some(mut link) = self.next_link() else { return Flow::Stopped };
-            match self.rejoined(&mut link) {
-                Ok(()) => break,
-                Err(e) => {
-                    link.abort(&e);
-                    error = e;
+            let (link, answer) = loop {
+                match self.listen_alone() {
+                    Flow::On => {}
+                    other => return other,
                 }
+                match self.next_link() {
+                    Ok(Some(link)) => break link,
+                    Ok(None) => {}
+                    Err(()) => return Flow::Stopped,
+                }
+            };
+            let joined = link.and_then(|link| self.rejoined(link));
+            if let Some(answer) = answer {
+                answer.tell(joined.as_ref().copied());
+            }
+            match joined {
+                Ok(()) => break,
+                Err(e) => error = e,
             }
         }
         self.p.report.recoveries += 1;
-        self.p.progress.update(|p| (p.phase, p.error) = (Phase::Postcopy, None));
+        let phase = if self.running.is_some() { Phase::Postcopy } else { Phase::Committed };
+        self.p.progress.update(|p| (p.phase, p.error) = (phase, None));
         Flow::On
     }
 
-    fn next_link(&mut self) -> Option<Link> {
-        let idle = self.p.link.idle();
-        loop {
-            match self.p.progress.wait_for_link(self.p.door.is_some().then_some(LOOK)) {
-                Ok(Some(link)) => return Some(link),
-                Ok(None) => {}
-                Err(()) => return None,
-            }
-            if let Some(door) = &self.p.door {
-                match door.accept(idle, LOOK) {
-                    Ok(Some(stream)) => return Some(Link::new(stream, Side::Destination, idle)),
-                    Ok(None) => {}
-                    Err(e) => tracing::warn!("{e}"),
-                }
+    /// The next connection that somebody makes or is told to make. `None`: nobody has for a moment; an error: nobody will.
+    fn next_link(&self) -> Result<Option<(Result<Link, MigrateError>, Option<Answer>)>, ()> {
+        if let Some(redial) = self.p.progress.wait_for_redial(Some(LOOK))? {
+            let (link, answer) = redial.make();
+            return Ok(Some((link, Some(answer))));
+        }
+        let Some(door) = &self.p.door else { return Ok(None) };
+        match door.accept(GREETING, LOOK) {
+            Ok(Some(stream)) => Ok(Some((Ok(Link::new(stream, Side::Destination, GREETING)), None))),
+            Ok(None) => Ok(None),
+            Err(e) => {
+                tracing::warn!("{e}");
+                Ok(None)
             }
         }
     }
 
-    fn rejoined(&mut self, link: &mut Link) -> Result<(), MigrateError> {
+    /// Goes on over `link`, if the source is at its other end.
+    fn rejoined(&mut self, mut link: Link) -> Result<(), MigrateError> {
+        if let Err(e) = self.greet_again(&mut link) {
+            let e = link.why(e);
+            link.abort(&e);
+            return Err(e);
+        }
+        link.set_idle(self.p.link.idle());
+        self.p.link = link;
+        if self.running.is_some() {
+            self.send(Kind::Running, &[])?;
+        }
+        // What was asked for was lost with the old connection.
+        self.wanted = self.requested.runs(1).filter(|run| self.p.absent.contains(run.page)).collect();
+        (self.heard, self.sent) = (Instant::now(), Instant::now());
+        self.ask()
+    }
+
+    fn greet_again(&self, link: &mut Link) -> Result<(), MigrateError> {
         link.hello()?;
         let frame = link.recv("waiting for the source to name its session")?;
         // Of equal length; every byte is looked at, so that the time tells nothing.
@@ -395,33 +461,65 @@ impl Thread {
             });
         }
         send_missing(&self.p.absent, link)?;
-        link.send(Kind::Recovered, &self.p.absent.count().to_le_bytes(), "naming the missing pages")?;
-        std::mem::swap(&mut self.p.link, link);
-        // What was asked for was lost with the old connection.
-        self.wanted = self.requested.runs(1).filter(|run| self.p.absent.contains(run.page)).collect();
-        (self.heard, self.sent) = (Instant::now(), Instant::now());
-        self.ask()
+        link.send(Kind::Recovered, &self.p.absent.count().to_le_bytes(), "naming the missing pages")
     }
 
-    /// Every page is here.
-    fn complete(self) {
-        let Paging { missing, mut link, progress, mut report, door, .. } = self.p;
-        drop(door);
-        if let Err(e) = missing.end() {
+    /// Every page is here, or the guest has ended.
+    fn complete(mut self: Box<Self>) {
+        if let Err(e) = self.p.missing.end() {
             tracing::warn!("userfaultfd: {e}");
         }
-        link.at(Step::Complete);
-        if link.send(Kind::Complete, &[], "saying that all pages are there").is_err() {
-            tracing::warn!("the source could not be told that all pages are here");
-        }
-        link.drain();
+        self.p.absent.clear();
+        self.p.link.at(Step::Complete);
+        let told = self.tell_complete();
+        let Paging { link, progress, report, .. } = &mut self.p;
         report.bytes = link.received();
         report.total_ms = progress.elapsed().as_secs_f64() * 1e3;
         report.postcopy_ms = self.running.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3);
         progress.update(|p| {
-            p.phase = Phase::Done;
+            (p.phase, p.missing_pages, p.error) = (Phase::Done, 0, None);
             p.report = Some(report.clone());
         });
+        if let Err(e) = told {
+            self.tell_again(e);
+        }
+    }
+
+    /// Says that no page is needed any more, and waits until the source has heard it.
+    fn tell_complete(&mut self) -> Result<(), MigrateError> {
+        let link = &mut self.p.link;
+        link.send(Kind::Complete, &[], "saying that all pages are there")?;
+        loop {
+            match link.recv("waiting for the source to know that all pages are there")?.kind {
+                Kind::Complete => break,
+                // What was on its way.
+                Kind::Pages | Kind::Zero => {}
+                other => {
+                    let found = other.name().into();
+                    return Err(MigrateError::Unexpected { found, expected: "the last word" });
+                }
+            }
+        }
+        link.drain();
+        Ok(())
+    }
+
+    /// The source may not know that it is not needed any more: for a while it may come again to hear it.
+    fn tell_again(&mut self, error: MigrateError) {
+        self.p.link.cut();
+        tracing::warn!("{error}; all pages are here, and the source may not know it");
+        let end = Instant::now() + AFTERWARDS;
+        while self.p.door.is_some() && Instant::now() < end && !self.p.progress.has_guest_ended() {
+            match self.next_link() {
+                Ok(Some((link, _))) => match link.and_then(|link| self.rejoined(link)) {
+                    Ok(()) if self.tell_complete().is_ok() => return,
+                    Ok(()) => self.p.link.cut(),
+                    Err(e) => tracing::warn!("{e}"),
+                },
+                Ok(None) => {}
+                Err(()) => return,
+            }
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! How far a migration is: written by the migrating thread, read by the API, the live bar and the final report.
 
+use super::error::MigrateError;
 use super::link::Link;
 use super::request::LimitsChange;
 use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
 /// Where a migration stands.
@@ -127,11 +129,37 @@ impl Snapshot {
     }
 }
 
+/// Makes a connection. Called on the migrating thread, whose filter allows it.
+pub type Dial = Box<dyn FnOnce() -> Result<Link, MigrateError> + Send>;
+
+/// A new connection in the place of a broken one.
+pub(super) struct Redial {
+    dial: Dial,
+    answer: mpsc::Sender<Result<(), String>>,
+}
+
+/// Tells who asked for a new connection how it went.
+pub(super) struct Answer(mpsc::Sender<Result<(), String>>);
+
+impl Redial {
+    /// The connection, and whom to tell.
+    pub(super) fn make(self) -> (Result<Link, MigrateError>, Answer) {
+        ((self.dial)(), Answer(self.answer))
+    }
+}
+
+impl Answer {
+    pub(super) fn tell(&self, result: Result<(), &MigrateError>) {
+        // Nobody need wait for it.
+        let _ = self.0.send(result.map_err(ToString::to_string));
+    }
+}
+
 /// How a migrating thread with a broken connection gets another one.
 #[derive(Default)]
 struct Repair {
     waits: bool,
-    link: Option<Link>,
+    redial: Option<Redial>,
     given_up: bool,
 }
 
@@ -143,6 +171,10 @@ struct Shared {
     changes: Mutex<LimitsChange>,
     repair: Mutex<Repair>,
     bell: Condvar,
+    /// The guest at the destination has ended: nobody waits for its pages any more.
+    ended: AtomicBool,
+    /// Wakes who puts the pages there.
+    pager: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 /// Shared by the migrating thread and whoever looks on.
@@ -169,6 +201,8 @@ impl Progress {
             changes: Mutex::default(),
             repair: Mutex::default(),
             bell: Condvar::new(),
+            ended: AtomicBool::new(false),
+            pager: Mutex::new(None),
         };
         Progress { shared: Arc::new(shared) }
     }
@@ -235,17 +269,18 @@ impl Progress {
         self.shared.repair.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Gives a migration whose connection is broken a new one, on which nothing has been said yet. False: it waits for none.
-    #[must_use]
-    pub fn reconnect(&self, link: Link) -> bool {
+    /// Has a migration whose connection is broken make a new one, on which nothing has been said yet, and go on. `None`: it waits for
+    /// none; otherwise where it says whether it goes on.
+    pub fn reconnect(&self, dial: Dial) -> Option<mpsc::Receiver<Result<(), String>>> {
         let mut repair = self.repair();
-        let waits = repair.waits && repair.link.is_none();
-        if waits {
-            repair.waits = false;
-            repair.link = Some(link);
-            self.shared.bell.notify_all();
+        if !repair.waits || repair.redial.is_some() {
+            return None;
         }
-        waits
+        let (answer, told) = mpsc::channel();
+        repair.waits = false;
+        repair.redial = Some(Redial { dial, answer });
+        self.shared.bell.notify_all();
+        Some(told)
     }
 
     /// True while the migrating thread waits for a new connection.
@@ -260,18 +295,18 @@ impl Progress {
     }
 
     /// Waits for a new connection. `Err`: none will come; `None`: none for so long.
-    pub(super) fn wait_for_link(&self, limit: Option<Duration>) -> Result<Option<Link>, ()> {
+    pub(super) fn wait_for_redial(&self, limit: Option<Duration>) -> Result<Option<Redial>, ()> {
         let mut repair = self.repair();
-        repair.waits = repair.link.is_none();
+        repair.waits = repair.redial.is_none();
         let end = limit.map(|l| Instant::now() + l);
         loop {
             if repair.given_up {
                 repair.waits = false;
                 return Err(());
             }
-            if let Some(link) = repair.link.take() {
+            if let Some(redial) = repair.redial.take() {
                 repair.waits = false;
-                return Ok(Some(link));
+                return Ok(Some(redial));
             }
             let left = end.map(|e| e.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
@@ -280,6 +315,28 @@ impl Progress {
             let left = left.unwrap_or(Duration::from_secs(3600));
             repair = self.shared.bell.wait_timeout(repair, left).unwrap_or_else(|e| e.into_inner()).0;
         }
+    }
+
+    /// Who puts missing pages there is woken by this.
+    pub(super) fn set_pager(&self, bell: Arc<OwnedFd>) {
+        *self.shared.pager.lock().unwrap_or_else(|e| e.into_inner()) = Some(bell);
+    }
+
+    /// The guest at the destination has ended: pages that are still missing are not needed. Waits, at most `limit`, until the source
+    /// has been told so.
+    pub fn guest_ended(&self, limit: Duration) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        let bell = self.shared.pager.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let Some(bell) = bell else { return };
+        let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
+        let end = Instant::now() + limit;
+        while !self.snapshot().is_over() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub(super) fn has_guest_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::SeqCst)
     }
 
     /// Asks the migrating thread to stop. Without effect after the commit.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const DOING: &str = "sending pages";
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// Keeps the rate of bytes under a cap by sleeping.
+/// Keeps the rate of bytes under a cap.
 #[derive(Debug)]
 struct Cap {
     bytes_per_s: u64,
@@ -22,10 +22,14 @@ struct Cap {
 
 impl Cap {
     fn sent(&mut self, bytes: u64) {
-        let now = Instant::now();
         // Unused time is not saved up for a burst.
-        self.due = self.due.max(now) + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s.max(1) as f64);
-        std::thread::sleep(self.due.saturating_duration_since(now).min(Duration::from_secs(1)));
+        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_s.max(1) as f64);
+        self.due = self.due.max(Instant::now()) + cost;
+    }
+
+    /// How long nothing more should be sent.
+    fn left(&self) -> Duration {
+        self.due.saturating_duration_since(Instant::now())
     }
 }
 
@@ -62,9 +66,21 @@ impl Sender {
         self.cap = bandwidth.map(|bytes_per_s| Cap { bytes_per_s, due: Instant::now() });
     }
 
-    /// The cap holds while the guest runs, not while it waits.
+    /// Takes a new cap, if one was asked for.
+    pub(super) fn heed(&mut self, progress: &Progress) {
+        if let Some(bandwidth) = progress.take_bandwidth() {
+            self.set_cap((bandwidth != 0).then_some(bandwidth));
+        }
+    }
+
+    /// The cap holds while the guest runs, not while it stands still.
     pub(super) fn lift_cap(&mut self) {
         self.cap = None;
+    }
+
+    /// How long the cap wants nothing more to be sent.
+    pub(super) fn rest(&self) -> Duration {
+        self.cap.as_ref().map_or(Duration::ZERO, Cap::left)
     }
 
     /// Sends all of `set`, and of `zero` only that it is zero.
@@ -83,10 +99,9 @@ impl Sender {
             if progress.is_cancelled() {
                 return Err(MigrateError::Cancelled);
             }
-            if let Some(bandwidth) = progress.take_bandwidth() {
-                self.set_cap((bandwidth != 0).then_some(bandwidth));
-            }
+            self.heed(progress);
             self.chunk(memory, run, link)?;
+            self.wait_for_cap(link, progress)?;
             progress.update(|p| {
                 p.round_pages_done += run.count;
                 p.pages = self.pages;
@@ -98,7 +113,26 @@ impl Sender {
         self.flush_zero(link)
     }
 
-    /// Sends one run, at most [`CHUNK_PAGES`] long, at once.
+    /// Waits as long as the cap wants, without being taken for dead.
+    fn wait_for_cap(&self, link: &mut Link, progress: &Progress) -> Result<(), MigrateError> {
+        let (pulse, mut spoke) = (link.idle() / 3, Instant::now());
+        loop {
+            let rest = self.rest();
+            if rest.is_zero() {
+                return Ok(());
+            }
+            if progress.is_cancelled() {
+                return Err(MigrateError::Cancelled);
+            }
+            if spoke.elapsed() > pulse {
+                spoke = Instant::now();
+                link.send(Kind::KeepAlive, &[], DOING)?;
+            }
+            std::thread::sleep(rest.min(Duration::from_millis(100)));
+        }
+    }
+
+    /// Sends one run, at most [`CHUNK_PAGES`] long, at once: the cap counts it and does not hold it up.
     pub(super) fn send_run(
         &mut self,
         memory: &dyn Memory,

@@ -15,7 +15,7 @@ use super::error::MigrateError;
 use super::fault::Step;
 use super::link::Link;
 use super::machine::Source;
-use super::owed::{Owed, Token, send_missing};
+use super::owed::{Owed, Token, Word, send_missing};
 use super::progress::{Phase, Progress, Report};
 use super::sender::Sender;
 use super::switch::{MemoryWay, Mode, OnTimeout, Options, Round, Switch, Verdict};
@@ -433,13 +433,13 @@ impl<S: Source> Paused<S> {
             c.fetch(machine, &mut pending)?;
             c.report.last_pages = pending.count();
             c.report.rounds += 1;
-            sender.lift_cap();
             let owed = match late {
                 Some(token) => {
                     send_missing(&pending, &mut c.link)?;
                     Some(Owed::new(pending, machine.memory(), sender, token))
                 }
                 None => {
+                    sender.lift_cap();
                     sender.send(&*machine.memory(), &pending, None, &mut c.link, &c.progress)?;
                     (c.report.pages, c.report.zero_pages) = (sender.pages, sender.zero_pages);
                     None
@@ -501,7 +501,7 @@ impl<G> Committed<G> {
         // A guest that certainly does not run there needs no pages.
         if let Some(owed) = owed.filter(|_| !matches!(confirmed, Err(MigrateError::NotRunning(_)))) {
             let begun = Instant::now();
-            confirmed = c.settle(owed, confirmed);
+            confirmed = c.settle(owed, confirmed, since);
             c.report.postcopy_ms = begun.elapsed().as_secs_f64() * 1e3;
         }
         c.report.total_ms = c.progress.elapsed().as_secs_f64() * 1e3;
@@ -512,45 +512,56 @@ impl<G> Committed<G> {
 
 impl Context {
     /// Sends all pages that are owed, over as many connections as that takes. An error: it was never said that the guest runs, and no
-    /// connection will come.
-    fn settle(&mut self, mut owed: Owed, confirmed: Result<(), MigrateError>) -> Result<(), MigrateError> {
-        let mut running = confirmed.is_ok();
+    /// connection will come; or that it does not.
+    fn settle(
+        &mut self,
+        mut owed: Owed,
+        confirmed: Result<(), MigrateError>,
+        since: Instant,
+    ) -> Result<(), MigrateError> {
+        let mut word = Word { said: confirmed.is_ok(), since };
         let mut broken = confirmed.err();
         (self.report.pages, self.report.zero_pages) = (owed.sender.pages, owed.sender.zero_pages);
         loop {
             let error = match broken.take() {
                 Some(error) => error,
                 None => {
-                    self.progress.update(|p| (p.phase, p.error) = (Phase::Postcopy, None));
-                    match owed.serve(&mut self.link, &self.progress, &mut self.report) {
+                    self.progress.update(|p| (p.phase, p.error) = (word.phase(), None));
+                    match owed.serve(&mut self.link, &self.progress, &mut self.report, &mut word) {
                         Ok(()) => {
                             (self.report.pages, self.report.zero_pages) =
                                 (owed.sender.pages, owed.sender.zero_pages);
                             return Ok(());
                         }
+                        Err(error @ MigrateError::NotRunning(_)) => return Err(error),
                         Err(error) => self.link.why(error),
                     }
                 }
             };
             self.link.cut();
-            let phase = if running { Phase::Interrupted } else { Phase::Unconfirmed };
-            let left = owed.pages.count();
-            self.progress.update(|p| {
-                p.phase = phase;
-                p.error = Some(format!(
+            let phase = if word.said { Phase::Interrupted } else { Phase::Unconfirmed };
+            let text = match (owed.pages.count(), word.said) {
+                (0, true) => format!(
+                    "{error}; all pages were sent, and no word came that they arrived: connect again (godwit migrate --recover), \
+                     or look there whether the guest has them all"
+                ),
+                (left, _) => format!(
                     "{error}; at least {left} pages of the guest are only here: connect again (godwit migrate --recover)"
-                ));
-            });
-            let Ok(Some(mut link)) = self.progress.wait_for_link(None) else { return Err(error) };
-            match owed.rejoin(&mut link) {
-                Ok(()) => {
-                    // Only a guest that runs is waited for there.
-                    running = true;
+                ),
+            };
+            tracing::warn!("{text}");
+            self.progress.update(|p| (p.phase, p.error) = (phase, Some(text)));
+            let Ok(Some(redial)) = self.progress.wait_for_redial(None) else { return Err(error) };
+            let (link, answer) = redial.make();
+            match link.and_then(|link| owed.rejoin(link)) {
+                Ok(link) => {
                     self.report.recoveries += 1;
                     self.link = link;
+                    self.progress.update(|p| (p.phase, p.error) = (word.phase(), None));
+                    answer.tell(Ok(()));
                 }
                 Err(e) => {
-                    link.abort(&e);
+                    answer.tell(Err(&e));
                     broken = Some(e);
                 }
             }

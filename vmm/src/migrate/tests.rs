@@ -407,8 +407,12 @@ fn migrate(case: Case) -> Ended {
         if here && there {
             let (a, b) = UnixStream::pair().unwrap();
             let patience = Duration::from_secs(60);
-            assert!(destination_progress.reconnect(Link::new(stream(b), Side::Destination, patience)));
-            assert!(progress.reconnect(Link::new(stream(a), Side::Source, patience)));
+            let ends = [(&destination_progress, b, Side::Destination), (&progress, a, Side::Source)];
+            let told = ends.map(|(progress, end, side)| {
+                let link = Link::new(stream(end), side, patience);
+                progress.reconnect(Box::new(|| Ok(link))).unwrap()
+            });
+            told.iter().for_each(|t| t.recv().unwrap().unwrap());
         } else if here && (never_ran || done || dead_later) {
             lost |= dead_later;
             progress.give_up();

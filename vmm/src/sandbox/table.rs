@@ -156,6 +156,7 @@ pub const TABLE: &[Row] = &[
         "drives changed by the API, snapshot files",
     ),
     row("fcntl", &[M], &[eq(1, libc::F_GET_SEALS as i64)], "guest memory handed over: may it still be cut"),
+    row("ioctl", &[R], &[eq(1, 0xaa00)], "postcopy: USERFAULTFD_IOC_NEW"),
     row("ioctl", &[M, R], &[eq(1, 0xc020_aa00)], "postcopy: UFFDIO_REGISTER"),
     row("ioctl", &[M, R], &[eq(1, 0x8010_aa01)], "postcopy: UFFDIO_UNREGISTER"),
     row("ioctl", &[M, R], &[eq(1, 0x8010_aa02)], "postcopy: UFFDIO_WAKE"),
