@@ -2,94 +2,18 @@
 
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::fault::wait_until;
-use godwit_tests::harness::{Process, Scratch, ask, check_lines, program};
+use godwit_tests::harness::moves::{Stage, goes_on, said};
+use godwit_tests::harness::{Process, ask, check_lines};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
-
-struct Stage {
-    godwit: PathBuf,
-    scratch: Scratch,
-}
-
-impl Stage {
-    /// What a test needs; otherwise it is skipped by name.
-    fn set(test: &str, backends: &[&str]) -> Option<Stage> {
-        let missing = |why| println!("SKIPPED {test}: {why}");
-        for backend in backends {
-            if let Err(why) = Plugin::usable(backend) {
-                missing(why);
-                return None;
-            }
-        }
-        match program("godwit") {
-            Ok(godwit) => Some(Stage { godwit, scratch: Scratch::new(test) }),
-            Err(why) => {
-                missing(why);
-                None
-            }
-        }
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.scratch.path(name).to_str().unwrap().to_owned()
-    }
-
-    /// The counter on `backend`, its API socket being `api`.
-    fn source(&self, backend: &str, mib: u64, args: &str, api: &str, fault: &str) -> Process {
-        self.source_as("x86-64", backend, mib, args, api, fault)
-    }
-
-    /// The same, its CPU being `model`.
-    fn source_as(&self, model: &str, backend: &str, mib: u64, args: &str, api: &str, fault: &str) -> Process {
-        let config = self.scratch.config("counter", mib, model, args);
-        let (config, api) = (config.to_str().unwrap(), self.text(api));
-        let source = Process::start(
-            &self.godwit,
-            &["--config-file", config, "--api-sock", &api, "--backend", backend],
-            fault,
-        );
-        source.wait_lines(3).unwrap();
-        source
-    }
-
-    fn receiver(&self, backend: &str, socket: &str, api: &str, more: &[&str], fault: &str) -> Process {
-        let (at, api) = (format!("unix:{}", self.text(socket)), self.text(api));
-        let mut args = vec!["receive", at.as_str(), "--backend", backend, "--api-sock", &api];
-        args.extend(more);
-        let receiver = Process::start(&self.godwit, &args, fault);
-        receiver.wait_err("waiting for a guest");
-        receiver
-    }
-
-    fn migrate(&self, api: &str, socket: &str, more: &[&str]) -> Output {
-        let (api, target) = (self.text(api), format!("unix:{}", self.text(socket)));
-        let mut args = vec!["migrate", "--api-sock", &api, &target];
-        if !more.contains(&"--memory") {
-            args.extend(["--memory", "copy"]);
-        }
-        args.extend(more);
-        Command::new(&self.godwit).args(args).output().unwrap()
-    }
-}
 
 /// Puts `body` to `/migration`: the status, and why not.
 fn put_migration(socket: &Path, body: &str) -> (u16, String) {
     let (status, answer) = ask(socket, "PUT", "/migration", body).unwrap();
     (status, answer["fault_message"].as_str().unwrap_or_default().to_owned())
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-/// The guest goes on at the source, undisturbed.
-fn goes_on(source: &mut Process) {
-    source.wait_lines(4).unwrap();
-    assert!(source.is_alive());
-    check_lines(&[source.text()]);
 }
 
 fn tour(test: &str, stops: &[&str], mib: u64, args: &str) {

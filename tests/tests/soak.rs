@@ -91,7 +91,15 @@ impl Life {
 }
 
 fn migrate(from: &Life, target: &str, disks: &[&str]) -> Result<Value, String> {
-    let body = json!({"action": "send", "target": target, "allow_tsc_mismatch": true, "move_disks": disks});
+    migrate_by(from, target, disks, "precopy")
+}
+
+fn migrate_by(from: &Life, target: &str, disks: &[&str], mode: &str) -> Result<Value, String> {
+    let mut body =
+        json!({"action": "send", "target": target, "allow_tsc_mismatch": true, "move_disks": disks});
+    if mode != "precopy" {
+        (body["mode"], body["memory"]) = (mode.into(), "copy".into());
+    }
     let body = body.to_string();
     let asked = ask(&from.api, "PUT", "/migration", &body)?;
     if asked.0 != 204 {
@@ -211,6 +219,10 @@ fn percentile(values: &mut [f64], percent: usize) -> f64 {
 }
 
 fn back_and_forth(test: &str, backends: &[&str], moves: usize, moves_disk: bool) {
+    back_and_forth_by(test, backends, moves, moves_disk, "precopy");
+}
+
+fn back_and_forth_by(test: &str, backends: &[&str], moves: usize, moves_disk: bool, mode: &str) {
     let mut stage = match Stage::set(test, backends) {
         Ok(stage) => stage,
         Err(why) => return println!("SKIPPED {test}: {why}"),
@@ -226,7 +238,7 @@ fn back_and_forth(test: &str, backends: &[&str], moves: usize, moves_disk: bool)
         let backend = backends[number % backends.len()];
         let fail = |why: String| -> ! { panic!("move {number} to {backend}: {why}") };
         let (mut next, place) = stage.receive(backend, number, &[]).unwrap_or_else(|e| fail(e));
-        let report = migrate(&here, &place, disks)
+        let report = migrate_by(&here, &place, disks, mode)
             .unwrap_or_else(|e| fail(format!("{e}; there: {}", next.process.err())));
         if here.process.wait_exit() != Some(0) {
             fail(here.process.err());
@@ -264,6 +276,16 @@ fn a_busy_guest_moves_back_and_forth() {
 #[test]
 fn a_busy_guest_moves_between_interpreters() {
     back_and_forth("a_busy_guest_moves_between_interpreters", &["interp", "interp"], 2, false);
+}
+
+#[test]
+fn a_busy_guest_moves_before_its_pages() {
+    let test = "a_busy_guest_moves_before_its_pages";
+    if let Err(why) = godwit_vmm::memory::missing_is_possible() {
+        return println!("SKIPPED {test}: {why}");
+    }
+    back_and_forth_by(test, &["kvm", "interp"], 4, false, "postcopy");
+    back_and_forth_by(test, &["interp", "interp"], 2, false, "hybrid");
 }
 
 #[test]

@@ -1,17 +1,23 @@
-//! Faults between two real processes: a proxy that passes a migration's frames on, and at one chosen frame kills an end,
-//! cuts, stalls or flips a bit. The programs know nothing of it.
+//! Faults between two real processes: a proxy that passes a migration's frames and descriptors on, and at chosen frames kills an
+//! end, cuts, stalls or flips a bit. The programs know nothing of it.
 //!
-//! Called by `tests/faults.rs`. A migration may open several connections: all go through the same proxy, and the fault
-//! strikes the first frame that fits, on whichever.
+//! Called by `tests/faults.rs`. A migration may open several connections, one after another: all go through the same proxy, and
+//! a fault strikes the first frame that fits, on whichever. Faults strike in their order, each once.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Bytes of the preface and of a frame's header, as `docs/MIGRATION-PROTOCOL.md` has them.
@@ -19,7 +25,8 @@ const PREFACE: usize = 16;
 const HEADER: usize = 20;
 /// Longest payload that the proxy takes; godwit's own bounds are lower.
 const LONGEST: usize = 256 << 20;
-const STATE: u16 = 8;
+/// Most descriptors with a frame.
+const DESCRIPTORS: usize = 4;
 
 /// An end of the migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +46,8 @@ pub struct Point {
     pub from: Side,
     /// The frame's kind; 0: the preface.
     pub kind: u16,
-    /// Only after the state has gone by.
-    pub after_state: bool,
+    /// Only after a frame of this kind has gone by; 0: at once.
+    pub after: u16,
 }
 
 /// How it is struck, before it has arrived.
@@ -52,7 +59,7 @@ pub enum Action {
     KillDestination,
     /// All connections end.
     Cut,
-    /// Nothing goes either way any more.
+    /// Nothing goes either way any more on the connections that there are.
     Stall,
     /// A bit is wrong: this part of the frame, in thousandths.
     Flip(u32),
@@ -104,14 +111,17 @@ impl Place {
 
 /// What the pumps share.
 struct Shared {
-    point: Point,
-    action: Action,
+    strikes: Vec<(Point, Action)>,
     /// Process ids of source and destination.
     source: u32,
     destination: u32,
-    state_seen: AtomicBool,
-    fired: AtomicBool,
-    stalled: AtomicBool,
+    /// Kinds that have gone by, a bit each.
+    seen: Mutex<u128>,
+    /// How many have struck.
+    fired: AtomicUsize,
+    /// Connections, and how many of the first ones stand still.
+    connections: AtomicUsize,
+    stalled: AtomicUsize,
     over: AtomicBool,
     sockets: Mutex<Vec<Socket>>,
 }
@@ -142,7 +152,7 @@ impl Proxy {
     pub fn start(
         to: &Place,
         scratch: &Path,
-        (point, action): (Point, Action),
+        strikes: Vec<(Point, Action)>,
         (source, destination): (u32, u32),
     ) -> io::Result<Proxy> {
         let wanted = match to {
@@ -158,13 +168,13 @@ impl Proxy {
             unix => unix,
         };
         let shared = Arc::new(Shared {
-            point,
-            action,
+            strikes,
             source,
             destination,
-            state_seen: AtomicBool::new(false),
-            fired: AtomicBool::new(false),
-            stalled: AtomicBool::new(false),
+            seen: Mutex::new(0),
+            fired: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            stalled: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             sockets: Mutex::new(Vec::new()),
         });
@@ -189,9 +199,9 @@ impl Proxy {
         &self.place
     }
 
-    /// True if the fault has struck.
+    /// True if all faults have struck.
     pub fn fired(&self) -> bool {
-        self.shared.fired.load(Ordering::SeqCst)
+        self.shared.fired.load(Ordering::SeqCst) == self.shared.strikes.len()
     }
 }
 
@@ -211,10 +221,11 @@ fn connect(shared: &Arc<Shared>, near: Socket, to: &Place) -> io::Result<[JoinHa
     near.set_read_timeout(None)?;
     let clones = [near.try_clone()?, far.try_clone()?];
     shared.sockets.lock().unwrap_or_else(|e| e.into_inner()).extend(clones);
+    let number = shared.connections.fetch_add(1, Ordering::SeqCst);
     let pump = |from: &Socket, to: &Socket, side| -> io::Result<JoinHandle<()>> {
-        let (mut from, mut to, shared) = (from.try_clone()?, to.try_clone()?, Arc::clone(shared));
+        let (from, mut to, shared) = (from.try_clone()?, to.try_clone()?, Arc::clone(shared));
         Ok(std::thread::spawn(move || {
-            let _ = shared.pump(&mut from, &mut to, side);
+            let _ = shared.pump(&from, &mut to, side, number);
             // What this end would still say reaches nobody; the other end's last words may still come.
             let _ = to.shutdown(std::net::Shutdown::Write);
         }))
@@ -229,45 +240,61 @@ impl Shared {
         }
     }
 
-    fn pump(&self, from: &mut Socket, to: &mut Socket, side: Side) -> io::Result<()> {
-        let mut frame = vec![0; PREFACE];
-        from.read_exact(&mut frame)?;
-        self.pass(0, &mut frame, to, side)?;
+    fn pump(&self, from: &Socket, to: &mut Socket, side: Side, number: usize) -> io::Result<()> {
+        let (mut frame, mut held) = (vec![0; PREFACE], Vec::new());
+        read_exact(from, &mut frame, &mut held)?;
+        self.pass(0, &mut frame, (to, &mut held), side, number)?;
         loop {
             frame.resize(HEADER, 0);
-            from.read_exact(&mut frame)?;
+            read_exact(from, &mut frame, &mut held)?;
             let kind = u16::from_le_bytes([frame[0], frame[1]]);
             let len = u32::from_le_bytes([frame[4], frame[5], frame[6], frame[7]]) as usize;
             if len > LONGEST {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             frame.resize(HEADER + len, 0);
-            from.read_exact(&mut frame[HEADER..])?;
-            self.pass(kind, &mut frame, to, side)?;
+            read_exact(from, &mut frame[HEADER..], &mut held)?;
+            self.pass(kind, &mut frame, (to, &mut held), side, number)?;
         }
     }
 
-    fn pass(&self, kind: u16, frame: &mut [u8], to: &mut Socket, side: Side) -> io::Result<()> {
-        let p = self.point;
-        let fits =
-            p.from == side && p.kind == kind && (!p.after_state || self.state_seen.load(Ordering::SeqCst));
-        if side == Side::Source && kind == STATE {
-            self.state_seen.store(true, Ordering::SeqCst);
+    /// The fault that strikes this frame.
+    fn due(&self, kind: u16, side: Side) -> Option<Action> {
+        let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
+        let fired = self.fired.load(Ordering::SeqCst);
+        let (p, action) = *self.strikes.get(fired)?;
+        let late = p.after == 0 || *seen & (1 << p.after) != 0;
+        *seen |= 1u128.checked_shl(kind.into()).unwrap_or(0);
+        (p.from == side && p.kind == kind && late).then(|| {
+            self.fired.store(fired + 1, Ordering::SeqCst);
+            action
+        })
+    }
+
+    fn pass(
+        &self,
+        kind: u16,
+        frame: &mut [u8],
+        (to, held): (&mut Socket, &mut Vec<OwnedFd>),
+        side: Side,
+        number: usize,
+    ) -> io::Result<()> {
+        if let Some(action) = self.due(kind, side) {
+            self.strike(action, frame)?;
         }
-        if fits && !self.fired.swap(true, Ordering::SeqCst) {
-            self.strike(frame)?;
-        }
-        while self.stalled.load(Ordering::SeqCst) {
+        while number < self.stalled.load(Ordering::SeqCst) {
             if self.over.load(Ordering::SeqCst) {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        to.write_all(frame)
+        let held = std::mem::take(held);
+        let sent = if held.is_empty() { 0 } else { send_with(to, frame, &held)? };
+        to.write_all(&frame[sent..])
     }
 
-    fn strike(&self, frame: &mut [u8]) -> io::Result<()> {
-        match self.action {
+    fn strike(&self, action: Action, frame: &mut [u8]) -> io::Result<()> {
+        match action {
             Action::KillSource => kill(self.source),
             Action::KillDestination => {
                 kill(self.destination);
@@ -277,7 +304,9 @@ impl Shared {
                 self.cut();
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
-            Action::Stall => self.stalled.store(true, Ordering::SeqCst),
+            Action::Stall => {
+                self.stalled.store(self.connections.load(Ordering::SeqCst), Ordering::SeqCst);
+            }
             Action::Flip(thousandth) => {
                 // A preface's magic; versions and capabilities are a choice, not a checksum.
                 let len = if frame.len() == PREFACE { 8 } else { frame.len() };
@@ -287,6 +316,37 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Fills `buf`, and keeps the descriptors that come with it.
+fn read_exact(from: &Socket, buf: &mut [u8], held: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut at = 0;
+    while at < buf.len() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let into = &mut [IoSliceMut::new(&mut buf[at..])];
+        match recvmsg(from, into, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Ok(read) if read.bytes == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => at += read.bytes,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(came) = message {
+                held.extend(came);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sends what goes at once, the descriptors with it.
+fn send_with(to: &Socket, bytes: &[u8], held: &[OwnedFd]) -> io::Result<usize> {
+    let held: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&held));
+    Ok(sendmsg(to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
 /// Waits until `done`, generously; false: it never came.

@@ -46,6 +46,9 @@ pub enum MigrateError {
         /// The limit.
         limit: Duration,
     },
+    /// Who and what each side is was not settled.
+    #[error("TLS: {0}")]
+    Tls(String),
     /// The peer is something else.
     #[error("the peer does not speak godwit's migration protocol")]
     NotGodwit,

@@ -2,6 +2,7 @@
 
 use super::error::MigrateError;
 use super::fault::{Action, Plan, Side, Step};
+use super::tls;
 use super::transport::Stream;
 use super::wire::{FrameHeader, HEADER_LEN, Kind, PREFACE_LEN, Preface, decode_texts, encode_texts};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -160,6 +161,9 @@ impl Link {
     }
 
     fn failed(&self, doing: &'static str, source: io::Error) -> MigrateError {
+        if let Some(error) = tls::explain(&source) {
+            return error;
+        }
         match source.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 MigrateError::Timeout { doing, limit: self.set_idle }
@@ -233,7 +237,13 @@ impl Link {
         }
         self.write_all(&bytes, DOING)?;
         let mut theirs = [0; PREFACE_LEN];
-        self.read_exact(&mut theirs, DOING)?;
+        // As much as tells, of an alert that is shorter than a greeting.
+        let (first, rest) = theirs.split_at_mut(4);
+        self.read_exact(first, DOING)?;
+        if tls::is_record(first) {
+            return Err(MigrateError::Tls("the peer speaks it: --tls-dir is missing here".into()));
+        }
+        self.read_exact(rest, DOING)?;
         let theirs = Preface::decode(&theirs)?;
         Ok((ours.agree(theirs)?, ours.caps & theirs.caps))
     }

@@ -9,7 +9,10 @@ use super::transport::{Address, Stream};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, InvalidMessage, RootCertStore,
+    ServerConfig, ServerConnection, StreamOwned,
+};
 use socket2::Socket;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -110,6 +113,49 @@ impl Tls {
             }
         }
     }
+}
+
+/// What a failed read or write says of TLS, in words for who set it up.
+pub(super) fn explain(error: &io::Error) -> Option<MigrateError> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(MigrateError::Tls(match error {
+        rustls::Error::InvalidCertificate(why) => match why {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the peer's certificate has expired".into()
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "the peer's certificate is not valid yet".into()
+            }
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "the peer's certificate is not signed by the authority in ca-cert.pem here".into()
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "the peer's certificate is for another host than the one in the address".into()
+            }
+            other => format!("the peer's certificate is not good: {other}"),
+        },
+        rustls::Error::NoCertificatesPresented => "the peer shows no certificate".into(),
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "the peer does not speak TLS: it has to be given --tls-dir too".into()
+        }
+        rustls::Error::AlertReceived(alert) => match alert {
+            AlertDescription::CertificateExpired => "the peer says that our certificate has expired".into(),
+            AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+                "the peer does not know the authority that signed our certificate".into()
+            }
+            AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => {
+                "the peer does not take our certificate".into()
+            }
+            AlertDescription::CertificateRequired => "the peer wants a certificate".into(),
+            other => format!("the peer ends it: {other:?}"),
+        },
+        other => other.to_string(),
+    }))
+}
+
+/// True if the peer's first bytes are a TLS record: an alert or a handshake.
+pub(super) fn is_record(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x15 | 0x16, 0x03, ..])
 }
 
 macro_rules! stream {
