@@ -447,28 +447,28 @@ fn matrix(
     let name = format!("{test}-{}-{}-{over:?}-{mode:?}", pair.0, pair.1);
     let mut stage = Stage { godwit, scratch: Scratch::new(&name), count: 0 };
     let (mut kept, mut wrong, mut cases) = (None, Vec::new(), 0);
-    println!("\n{mode:?} over {over:?}, {} to {}: where the guest is in the end", pair.0, pair.1);
-    print!("| struck at    |");
-    actions.iter().for_each(|(name, _)| print!(" {name:16} |"));
-    println!();
+    // Shown whole: several tables may be made at once.
+    let mut table =
+        format!("\n{mode:?} over {over:?}, {} to {}: where the guest is in the end\n", pair.0, pair.1);
+    table += "| struck at    |";
+    actions.iter().for_each(|(name, _)| table += &format!(" {name:16} |"));
     for point in steps {
-        let mut row = format!("| {:12} |", point.name);
+        table += &format!("\n| {:12} |", point.name);
         for (name, action) in actions {
             let fate = stage.case(pair, (over, mode), (*point, *action), &mut kept);
             let text = match &fate {
                 Ok(fate) => fate.text(),
                 Err(_) => "WRONG",
             };
-            row += &format!(" {text:16} |");
+            table += &format!(" {text:16} |");
             cases += 1;
             if fate != Ok(expected(mode, *point, *action)) {
                 wrong.push(format!("{}, {name}: {fate:?}", point.name));
                 kept = None;
             }
         }
-        println!("{row}");
     }
-    println!("{cases} cases, {} wrong", wrong.len());
+    println!("{table}\n{cases} cases, {} wrong", wrong.len());
     assert!(wrong.is_empty(), "{pair:?} over {over:?}, {mode:?}: {wrong:#?}");
 }
 
@@ -497,30 +497,27 @@ fn a_fault_while_pages_follow_the_guest_loses_none() {
     matrix(test, ("kvm", "interp"), Over::Tcp, Mode::Postcopy, &some, &[ALL[0], ALL[1], ALL[5]]);
 }
 
-/// All of it for one way of moving.
-fn every_fault(test: &str, mode: Mode) {
-    for pair in [("interp", "interp"), ("kvm", "interp"), ("interp", "kvm")] {
-        matrix(test, pair, Over::Unix, mode, mode.steps(), &ALL);
-        if mode != Mode::Local {
-            matrix(test, pair, Over::Tcp, mode, mode.steps(), &ALL);
+macro_rules! every_fault {
+    ($($name:ident: $mode:ident, $from:literal, $to:literal;)*) => {$(
+        #[test]
+        #[ignore = "minutes each: scripts/soak faults"]
+        fn $name() {
+            let transports: &[Over] = if Mode::$mode == Mode::Local { &[Over::Unix] } else { &[Over::Unix, Over::Tcp] };
+            for over in transports {
+                matrix(stringify!($name), ($from, $to), *over, Mode::$mode, Mode::$mode.steps(), &ALL);
+            }
         }
-    }
+    )*};
 }
 
-#[test]
-#[ignore = "a quarter of an hour: scripts/soak faults"]
-fn every_fault_before_the_guest_goes() {
-    every_fault("every_fault_before_the_guest_goes", Mode::Precopy);
-}
-
-#[test]
-#[ignore = "a quarter of an hour: scripts/soak faults"]
-fn every_fault_while_pages_follow() {
-    every_fault("every_fault_while_pages_follow", Mode::Postcopy);
-}
-
-#[test]
-#[ignore = "minutes: scripts/soak faults"]
-fn every_fault_while_memory_is_handed_over() {
-    every_fault("every_fault_while_memory_is_handed_over", Mode::Local);
+every_fault! {
+    every_fault_precopy_interp_interp: Precopy, "interp", "interp";
+    every_fault_precopy_kvm_interp: Precopy, "kvm", "interp";
+    every_fault_precopy_interp_kvm: Precopy, "interp", "kvm";
+    every_fault_postcopy_interp_interp: Postcopy, "interp", "interp";
+    every_fault_postcopy_kvm_interp: Postcopy, "kvm", "interp";
+    every_fault_postcopy_interp_kvm: Postcopy, "interp", "kvm";
+    every_fault_local_interp_interp: Local, "interp", "interp";
+    every_fault_local_kvm_interp: Local, "kvm", "interp";
+    every_fault_local_interp_kvm: Local, "interp", "kvm";
 }

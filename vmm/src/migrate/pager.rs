@@ -183,6 +183,9 @@ struct Thread {
     asked: Instant,
 }
 
+/// A connection that was made, or not, and whom to tell what became of it.
+type Made = (Result<Link, MigrateError>, Option<Answer>);
+
 enum Flow {
     On,
     Stopped,
@@ -413,7 +416,7 @@ impl Thread {
     }
 
     /// The next connection that somebody makes or is told to make. `None`: nobody has for a moment; an error: nobody will.
-    fn next_link(&self) -> Result<Option<(Result<Link, MigrateError>, Option<Answer>)>, ()> {
+    fn next_link(&self) -> Result<Option<Made>, ()> {
         if let Some(redial) = self.p.progress.wait_for_redial(Some(LOOK))? {
             let (link, answer) = redial.make();
             return Ok(Some((link, Some(answer))));
