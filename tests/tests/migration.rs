@@ -1,5 +1,6 @@
 //! The counter moves between real processes, and goes on whatever goes wrong.
 
+use godwit_tests::certificates;
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::fault::wait_until;
 use godwit_tests::harness::moves::{Stage, goes_on, said};
@@ -57,6 +58,33 @@ fn the_counter_crosses_from_kvm_to_the_interpreter_and_back() {
 fn half_a_gigabyte_crosses_half_filled() {
     let stops = ["kvm", "interp", "kvm"];
     tour("half_a_gigabyte_crosses_half_filled", &stops, 512, "rate=10 fill=240");
+}
+
+#[test]
+fn half_a_gigabyte_crosses_over_four_connections_with_tls() {
+    let test = "half_a_gigabyte_crosses_over_four_connections_with_tls";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    certificates::write(&stage.scratch.path("pki"), &["127.0.0.1"]).unwrap();
+    let tls = ["--tls-dir", &stage.text("pki")];
+    let mut lives = Vec::new();
+    let mut here = stage.source("interp", 512, "rate=20 fill=128", "0.api", "");
+    for (i, more) in
+        [&["--connections", "4"][..], &["--connections", "3", "--mode", "hybrid"]].iter().enumerate()
+    {
+        let (next, place) =
+            stage.receiver_at("interp", "tcp:127.0.0.1:0", &format!("{}.api", i + 1), &tls, "");
+        let moved = stage.migrate_to(&format!("{i}.api"), &place, &[*more, &tls].concat());
+        assert_eq!(moved.status.code(), Some(0), "{}; {}", said(&moved), next.err());
+        assert!(said(&moved).contains(&format!("connections {}", more[1])), "{}", said(&moved));
+        assert_eq!(here.wait_exit(), Some(0), "{}", here.err());
+        lives.push(here.text());
+        next.wait_lines(4).unwrap();
+        here = next;
+    }
+    lives.push(here.text());
+    check_lines(&lives);
+    let refused = stage.migrate("2.api", "nobody", &["--connections", "2"]);
+    assert!(said(&refused).contains("tcp and vsock"), "{}", said(&refused));
 }
 
 #[test]

@@ -85,6 +85,9 @@ pub struct Migrate {
     /// over if that can be done.
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = word::<MemoryWay>)]
     memory: MemoryWay,
+    /// Connections over which pages go, 1 to 16; for tcp and vsock.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    connections: u8,
     /// Accept another TSC frequency at the destination.
     #[arg(long)]
     allow_tsc_mismatch: bool,
@@ -177,6 +180,9 @@ pub fn report_text(s: &Snapshot) -> String {
         } else {
             let _ = writeln!(out, "  rounds      {}, the last with {} pages", r.rounds, r.last_pages);
             let _ = writeln!(out, "  pages       {} sent, {} zero", r.pages, r.zero_pages);
+            if r.connections > 1 {
+                let _ = writeln!(out, "  connections {}", r.connections);
+            }
         }
         if r.postcopy_pages > 0 {
             let _ = writeln!(
@@ -216,6 +222,7 @@ impl Migrate {
             memory: self.memory,
             mode: if self.postcopy { Mode::Postcopy } else { self.mode },
             postcopy_fallback: self.postcopy_fallback,
+            connections: self.connections,
             allow_tsc_mismatch: self.allow_tsc_mismatch,
             insecure: self.insecure,
             tls_dir: self.tls_dir.clone(),

@@ -299,7 +299,10 @@ impl Worker {
                 });
             }
         };
-        match migrate::send(leaving, link, self.options.clone(), self.progress.clone()) {
+        let way = self.way.clone();
+        let connect: migrate::Connect = Box::new(move || way.connect());
+        let (options, progress) = (self.options.clone(), self.progress.clone());
+        match migrate::send_over(leaving, link, Some(connect), options, progress) {
             migrate::Outcome::Moved((), _) => {
                 eprintln!("godwit: the guest has moved to {}", self.way.address);
                 let end = Instant::now() + FAREWELL;

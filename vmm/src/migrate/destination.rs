@@ -9,22 +9,22 @@
 
 use super::error::MigrateError;
 use super::fault::{Side, Step};
+use super::intake::Intake;
 use super::link::Link;
-use super::machine::{Builder, Memory, Target};
+use super::machine::{Builder, Target};
 use super::offer::{Offer, preflight};
 use super::owed::{Token, take_missing};
 use super::pager::{Pager, Paging};
 use super::progress::{Phase, Progress, Report};
+use super::streams::{Inflow, MAX_CONNECTIONS};
 use super::tls::Tls;
 use super::transport::{Listener, Stream};
 use super::wire::{
-    CHUNK_PAGES, FLAG_COPY, FLAG_GRANTED, FLAG_LZ4, FLAG_MEMORY, FLAG_POSTCOPY, FLAG_REQUIRED, Kind,
-    MAX_ZERO_RUNS, encode_texts, pieces, runs,
+    FLAG_COPY, FLAG_GRANTED, FLAG_JOIN, FLAG_MEMORY, FLAG_POSTCOPY, FLAG_REQUIRED, Kind, encode_texts, pieces,
 };
-use crate::memory::{Deed, PAGE_SIZE, PageSet, Run, SharedRam};
+use crate::memory::{Deed, PageSet, SharedRam};
 use crate::state::codec::Cursor;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The guest's time is moved on by at most this when it arrives.
@@ -75,14 +75,11 @@ struct Greeted<B> {
 
 struct Receiving<T> {
     target: T,
-    memory: Arc<dyn Memory>,
+    intake: Intake,
     link: Link,
+    /// Further connections.
+    streams: Option<Inflow>,
     progress: Progress,
-    /// Pages of which the source has said what they hold.
-    known: PageSet,
-    /// Pages that were ever written: others are still zero.
-    written: PageSet,
-    unpacked: Vec<u8>,
     report: Report,
     /// Pages may come after the commit, in this session.
     granted: Option<Token>,
@@ -148,7 +145,7 @@ impl<B: Builder> Greeted<B> {
         let Greeted { builder, mut link, progress, door } = self;
         let fail = |link, progress, error, answer| Err(Box::new(Failure { link, progress, error, answer }));
         progress.update(|p| p.phase = Phase::Preflight);
-        let Taken { offer, mut flags, memory, token, wanted } = match take_offer(&mut link) {
+        let Taken { offer, mut flags, memory, token, wanted, streams } = match take_offer(&mut link) {
             Ok(taken) => taken,
             Err(error) => return fail(link, progress, error, Kind::Abort),
         };
@@ -182,6 +179,10 @@ impl<B: Builder> Greeted<B> {
         if granted.is_some() {
             flags |= FLAG_GRANTED;
         }
+        let joins = token.filter(|_| streams > 0 && door.is_some() && !memory_here);
+        if joins.is_some() {
+            flags |= FLAG_JOIN;
+        }
         link.at(Step::Preflight);
         if let Err(error) = link.send_flagged(Kind::Accept, flags, &[], "accepting the offer") {
             return fail(link, progress, error, Kind::Abort);
@@ -192,18 +193,25 @@ impl<B: Builder> Greeted<B> {
             return Ok(Prepared::Memory(Lent { target, link, progress, report, deed }));
         }
         let all = [offer.regions, target.volumes()].concat();
-        let (known, written) = (PageSet::empty(&all), PageSet::empty(&all));
-        let memory = target.memory();
-        let absent = known.clone();
+        let intake = Intake::new(target.memory(), &all);
+        let absent = intake.none();
+        let streams = match (joins, &door) {
+            (Some(token), Some(door)) => {
+                let idle = link.idle();
+                match Inflow::accept(streams, &token, idle, |limit| door.accept(idle, limit), &intake) {
+                    Ok(streams) => Some(streams),
+                    Err(error) => return fail(link, progress, error, Kind::Abort),
+                }
+            }
+            _ => None,
+        };
         let door = door.filter(|_| granted.is_some());
         Ok(Prepared::Pages(Receiving {
             target,
-            memory,
+            intake,
             link,
+            streams,
             progress,
-            known,
-            written,
-            unpacked: Vec::new(),
             report,
             granted,
             absent,
@@ -224,6 +232,8 @@ struct Taken {
     token: Option<Token>,
     /// The offer's flags about pages that come later.
     wanted: u16,
+    /// Connections that the source would open besides this one.
+    streams: u8,
 }
 
 fn take_offer(link: &mut Link) -> Result<Taken, MigrateError> {
@@ -233,6 +243,14 @@ fn take_offer(link: &mut Link) -> Result<Taken, MigrateError> {
     if frame.kind == Kind::Session {
         let named = Token::try_from(frame.payload);
         token = Some(named.map_err(|_| MigrateError::Frame("a session without a token".into()))?);
+        frame = link.recv(DOING)?;
+    }
+    let mut streams = 0;
+    if frame.kind == Kind::Streams {
+        match (frame.payload, &token) {
+            ([n @ 1..MAX_CONNECTIONS], Some(_)) => streams = *n,
+            _ => return Err(MigrateError::Frame("a senseless number of connections".into())),
+        }
         frame = link.recv(DOING)?;
     }
     if frame.kind != Kind::Offer {
@@ -246,7 +264,7 @@ fn take_offer(link: &mut Link) -> Result<Taken, MigrateError> {
     let offer = Offer::decode(frame.payload)?;
     let memory = if handed_over { take_memory(link, &offer)? } else { None };
     let flags = if handed_over && memory.is_none() { FLAG_COPY } else { 0 };
-    Ok(Taken { offer, flags, memory, token, wanted })
+    Ok(Taken { offer, flags, memory, token, wanted, streams })
 }
 
 /// `None`: somebody between the two sides passes bytes on and descriptors not.
@@ -345,11 +363,11 @@ impl<T: Target> Receiving<T> {
 
     /// Loads the state with pages missing, and waits for the commit.
     fn lack(self, token: Token, blob: &[u8]) -> Next<Lacking<T>> {
-        let Receiving { mut target, memory, link, progress, mut report, absent, door, .. } = self;
+        let Receiving { mut target, intake, link, progress, mut report, absent, door, .. } = self;
         let fail =
             |link, progress, error| Err(Box::new(Failure { link, progress, error, answer: Kind::Abort }));
         report.blob_bytes = blob.len() as u64;
-        drop(memory);
+        drop(intake);
         let missing = match target.miss(&absent) {
             Ok(missing) => missing,
             Err(why) => {
@@ -395,28 +413,19 @@ impl<T: Target> Receiving<T> {
             }
             let frame = self.link.recv(DOING)?;
             match frame.kind {
-                Kind::Zero => {
-                    let c = &mut Cursor::new(frame.payload);
-                    let list = runs(c, MAX_ZERO_RUNS)?;
-                    c.end("zero pages")?;
-                    self.zero(&list)?;
-                }
-                Kind::Pages => {
-                    let Receiving { memory, known, written, unpacked, report, .. } = self;
-                    let (list, data) = unpack(frame.payload, frame.flags, unpacked)?;
-                    report.pages += put_pages(&**memory, (known, written), &list, data)?;
-                }
+                kind if self.intake.take(kind, frame.flags, frame.payload)? => {}
                 Kind::RoundEnd if blob.is_none() => {
                     round = round.saturating_add(1);
                     if frame.payload != round.to_le_bytes() {
                         return Err(MigrateError::Frame(format!("the end of another round than {round}")));
                     }
+                    self.streams.iter().try_for_each(|s| s.end_round(round, self.link.idle()))?;
                     self.link.at(Step::Round);
                     self.link.send(Kind::RoundAck, &round.to_le_bytes(), "acknowledging a round")?;
-                    let (report, bytes) = (&self.report, self.link.received());
+                    let bytes = self.link.received() + self.streams.as_ref().map_or(0, Inflow::received);
+                    let (pages, zero_pages) = self.intake.counts();
                     self.progress.update(|p| {
-                        p.round = round;
-                        (p.pages, p.zero_pages, p.bytes) = (report.pages, report.zero_pages, bytes);
+                        (p.round, p.pages, p.zero_pages, p.bytes) = (round, pages, zero_pages, bytes);
                     });
                 }
                 Kind::State if blob.is_none() => {
@@ -425,100 +434,26 @@ impl<T: Target> Receiving<T> {
                     self.link.at(Step::State);
                 }
                 Kind::Finish => {
+                    self.streams.iter().try_for_each(|s| s.finish(self.link.idle()))?;
                     self.link.at(Step::Finish);
                     let Some(blob) = blob else { return Err(unexpected(Kind::Finish, "the state")) };
-                    if !self.known.is_full() {
+                    if !self.intake.is_full() {
                         return Err(MigrateError::Frame("some pages were never sent".into()));
                     }
                     self.report.rounds = round + 1;
+                    (self.report.pages, self.report.zero_pages) = self.intake.counts();
+                    self.report.connections = 1 + self.streams.as_ref().map_or(0, Inflow::count);
+                    self.report.bytes = self.streams.as_ref().map_or(0, Inflow::received);
                     return Ok(blob);
                 }
                 Kind::Missing if blob.is_some() && self.granted.is_some() => {
                     take_missing(frame.payload, &mut self.absent)?;
-                    self.known.merge(&self.absent);
+                    self.intake.owe(&self.absent);
                 }
                 other => return Err(unexpected(other, "pages or the state")),
             }
         }
     }
-
-    fn zero(&mut self, list: &[Run]) -> Result<(), MigrateError> {
-        for run in list {
-            if !self.known.covers(*run) || !self.known.insert(*run) {
-                return Err(MigrateError::Frame(format!("page {:#x} is not guest memory", run.page)));
-            }
-            self.report.zero_pages += run.count;
-            // Fresh memory is zero: touching it would only use up memory.
-            let end = run.page + run.count;
-            let mut page = run.page;
-            while page < end {
-                if self.written.contains(page) {
-                    let from = page;
-                    while page < end && self.written.contains(page) {
-                        page += 1;
-                    }
-                    let len = (page - from) * PAGE_SIZE;
-                    let done = self.memory.zero(from * PAGE_SIZE, len);
-                    done.map_err(MigrateError::machine("clearing guest memory"))?;
-                } else {
-                    page += 1;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Takes a [`Kind::Pages`] frame apart: where the pages go, and what they hold, of the right length.
-pub(super) fn unpack<'a>(
-    payload: &'a [u8],
-    flags: u16,
-    unpacked: &'a mut Vec<u8>,
-) -> Result<(Vec<Run>, &'a [u8]), MigrateError> {
-    let c = &mut Cursor::new(payload);
-    let list = runs(c, CHUNK_PAGES as usize)?;
-    let mut pages = 0u64;
-    for run in &list {
-        if run.is_empty() || run.count > CHUNK_PAGES {
-            return Err(MigrateError::Frame(format!("{} pages in one run", run.count)));
-        }
-        pages += run.count;
-    }
-    if pages > CHUNK_PAGES {
-        return Err(MigrateError::Frame(format!("{pages} pages in one frame")));
-    }
-    let len = (pages * PAGE_SIZE) as usize;
-    let data = if flags & FLAG_LZ4 != 0 {
-        unpacked.resize(len, 0);
-        let n = lz4_flex::block::decompress_into(c.rest(), unpacked)
-            .map_err(|e| MigrateError::Frame(format!("pages do not decompress: {e}")))?;
-        &unpacked[..n]
-    } else {
-        c.rest()
-    };
-    if data.len() != len {
-        return Err(MigrateError::Frame(format!("{} bytes for {pages} pages", data.len())));
-    }
-    Ok((list, data))
-}
-
-fn put_pages(
-    memory: &dyn Memory,
-    (known, written): (&mut PageSet, &mut PageSet),
-    list: &[Run],
-    data: &[u8],
-) -> Result<u64, MigrateError> {
-    if let Some(run) = list.iter().find(|run| !known.covers(**run)) {
-        return Err(MigrateError::Frame(format!("pages {:#x}+{} are not guest memory", run.page, run.count)));
-    }
-    let mut at = 0;
-    for run in list {
-        let part = &data[at..at + run.len() as usize];
-        memory.write(run.gpa(), part).map_err(MigrateError::machine("writing guest memory"))?;
-        let _ = known.insert(*run) && written.insert(*run);
-        at += part.len();
-    }
-    Ok((at / PAGE_SIZE as usize) as u64)
 }
 
 impl<T: Target> Loaded<T> {
@@ -577,7 +512,7 @@ impl<T: Target> Ready<T> {
             tracing::warn!("the source could not be told that the guest runs here");
         }
         link.drain();
-        report.bytes = link.received();
+        report.bytes += link.received();
         report.total_ms = progress.elapsed().as_secs_f64() * 1e3;
         progress.update(|p| {
             p.phase = Phase::Done;

@@ -15,6 +15,7 @@ mod error;
 pub mod fault;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod intake;
 mod link;
 pub mod machine;
 mod offer;
@@ -25,6 +26,7 @@ mod ram;
 mod request;
 mod sender;
 mod source;
+mod streams;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -39,7 +41,8 @@ pub use machine::{Builder, Fault, Memory, Source, Target};
 pub use offer::{Capabilities, MAX_DESCRIPTION, Offer, OfferedDevice, OfferedSection, preflight};
 pub use progress::{Dial, Phase, Progress, Report, Snapshot};
 pub use request::{LimitsChange, SendRequest, require_protection};
-pub use source::{Outcome, send, unconfirmed_advice};
+pub use source::{Outcome, send, send_over, unconfirmed_advice};
+pub use streams::{Connect, MAX_CONNECTIONS};
 pub use switch::{MemoryWay, Mode, OnTimeout, Options};
 pub use tls::Tls;
 pub use transport::{Address, Listener, Stream, connect};

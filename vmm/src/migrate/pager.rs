@@ -12,9 +12,10 @@
 //!
 //! Whoever touches a missing page, a vCPU or a device, is stopped by the kernel ([`Missing`]) until this thread has put it there.
 
-use super::destination::{Door, unpack};
+use super::destination::Door;
 use super::error::MigrateError;
 use super::fault::{Side, Step};
+use super::intake::unpack;
 use super::link::Link;
 use super::owed::{Token, send_missing};
 use super::progress::{Answer, Phase, Progress, Report};
@@ -476,7 +477,7 @@ impl Thread {
         self.p.link.at(Step::Complete);
         let told = self.tell_complete();
         let Paging { link, progress, report, .. } = &mut self.p;
-        report.bytes = link.received();
+        report.bytes += link.received();
         report.total_ms = progress.elapsed().as_secs_f64() * 1e3;
         report.postcopy_ms = self.running.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3);
         progress.update(|p| {

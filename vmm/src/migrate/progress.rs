@@ -58,6 +58,9 @@ pub struct Report {
     pub blob_bytes: u64,
     /// Highest throttle of the vCPUs, in percent.
     pub throttle_percent: u8,
+    /// Connections over which pages went; 0 where none did.
+    #[serde(default)]
+    pub connections: u8,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
     /// Guest memory itself was handed over: nothing of it was copied.

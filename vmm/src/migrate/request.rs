@@ -1,6 +1,7 @@
 //! What an operator asks for: where to send a guest and how, and what may be changed on the way.
 
 use super::error::MigrateError;
+use super::streams::MAX_CONNECTIONS;
 use super::switch::{MemoryWay, Mode, OnTimeout, Options};
 use super::transport::Address;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub struct SendRequest {
     pub mode: Mode,
     /// Where the destination cannot do postcopy, go on without.
     pub postcopy_fallback: bool,
+    /// Connections over which pages go, 1 to 16; `tcp:` and `vsock:` only.
+    pub connections: u8,
     /// Accept another TSC frequency at the destination.
     pub allow_tsc_mismatch: bool,
     /// Send over TCP to another machine without TLS.
@@ -60,6 +63,7 @@ impl Default for SendRequest {
             memory: o.memory,
             mode: o.mode,
             postcopy_fallback: o.postcopy_fallback,
+            connections: o.connections,
             allow_tsc_mismatch: false,
             insecure: false,
             tls_dir: None,
@@ -81,6 +85,12 @@ impl SendRequest {
         if self.max_rounds == 0 || self.idle_s == 0 || self.bandwidth_bytes_per_s == Some(0) {
             return Err(bad("max_rounds, idle_s and bandwidth_bytes_per_s must not be 0"));
         }
+        if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
+            return Err(bad("connections must be 1 to 16"));
+        }
+        if self.connections > 1 && matches!(address, Address::Unix(_)) {
+            return Err(bad("several connections are for tcp and vsock addresses"));
+        }
         let options = Options {
             downtime: Duration::from_millis(self.downtime_ms),
             bandwidth: self.bandwidth_bytes_per_s,
@@ -92,6 +102,7 @@ impl SendRequest {
             memory: self.memory,
             mode: self.mode,
             postcopy_fallback: self.postcopy_fallback,
+            connections: self.connections,
             idle: Duration::from_secs(self.idle_s),
             ..Options::default()
         };

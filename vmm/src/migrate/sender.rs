@@ -7,6 +7,7 @@ use super::progress::Progress;
 use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, put_runs};
 use crate::memory::PAGE_SIZE;
 use crate::memory::{PageSet, Run};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 const DOING: &str = "sending pages";
@@ -41,20 +42,21 @@ pub(super) struct Sender {
     runs: Vec<Run>,
     zero: Vec<Run>,
     lz4: bool,
-    cap: Option<Cap>,
+    /// One for all connections.
+    cap: Arc<Mutex<Option<Cap>>>,
     pub(super) pages: u64,
     pub(super) zero_pages: u64,
 }
 
 impl Sender {
     pub(super) fn new(lz4: bool, bandwidth: Option<u64>) -> Self {
-        let mut sender = Sender {
+        let sender = Sender {
             scratch: vec![0; CHUNK_PAGES as usize * PAGE],
             data: Vec::with_capacity(CHUNK_PAGES as usize * PAGE),
             runs: Vec::new(),
             zero: Vec::new(),
             lz4,
-            cap: None,
+            cap: Arc::default(),
             pages: 0,
             zero_pages: 0,
         };
@@ -62,51 +64,61 @@ impl Sender {
         sender
     }
 
-    fn set_cap(&mut self, bandwidth: Option<u64>) {
-        self.cap = bandwidth.map(|bytes_per_s| Cap { bytes_per_s, due: Instant::now() });
+    /// For another connection of the same migration.
+    pub(super) fn another(&self) -> Self {
+        Sender { cap: Arc::clone(&self.cap), ..Sender::new(self.lz4, None) }
+    }
+
+    fn cap(&self) -> MutexGuard<'_, Option<Cap>> {
+        self.cap.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn set_cap(&self, bandwidth: Option<u64>) {
+        *self.cap() = bandwidth.map(|bytes_per_s| Cap { bytes_per_s, due: Instant::now() });
     }
 
     /// Takes a new cap, if one was asked for.
-    pub(super) fn heed(&mut self, progress: &Progress) {
+    pub(super) fn heed(&self, progress: &Progress) {
         if let Some(bandwidth) = progress.take_bandwidth() {
             self.set_cap((bandwidth != 0).then_some(bandwidth));
         }
     }
 
     /// The cap holds while the guest runs, not while it stands still.
-    pub(super) fn lift_cap(&mut self) {
-        self.cap = None;
+    pub(super) fn lift_cap(&self) {
+        *self.cap() = None;
     }
 
     /// How long the cap wants nothing more to be sent.
     pub(super) fn rest(&self) -> Duration {
-        self.cap.as_ref().map_or(Duration::ZERO, Cap::left)
+        self.cap().as_ref().map_or(Duration::ZERO, Cap::left)
     }
 
-    /// Sends all of `set`, and of `zero` only that it is zero.
-    pub(super) fn send(
+    /// Says of all of `zero` that it is zero; some of it may go with what is sent next.
+    pub(super) fn send_zero(&mut self, zero: Option<&PageSet>, link: &mut Link) -> Result<(), MigrateError> {
+        zero.iter().flat_map(|z| z.runs(u64::MAX)).try_for_each(|run| self.put_zero(run, link))
+    }
+
+    /// Sends runs, each at most [`CHUNK_PAGES`] long, until there are no more.
+    pub(super) fn send_runs(
         &mut self,
         memory: &dyn Memory,
-        set: &PageSet,
-        zero: Option<&PageSet>,
+        mut next: impl FnMut() -> Option<Run>,
         link: &mut Link,
         progress: &Progress,
     ) -> Result<(), MigrateError> {
-        for run in zero.iter().flat_map(|z| z.runs(u64::MAX)) {
-            self.put_zero(run, link)?;
-        }
-        for run in set.runs(CHUNK_PAGES) {
+        while let Some(run) = next() {
             if progress.is_cancelled() {
                 return Err(MigrateError::Cancelled);
             }
-            self.heed(progress);
+            let (pages, zero_pages, bytes) = (self.pages, self.zero_pages, link.sent());
             self.chunk(memory, run, link)?;
             self.wait_for_cap(link, progress)?;
             progress.update(|p| {
                 p.round_pages_done += run.count;
-                p.pages = self.pages;
-                p.zero_pages = self.zero_pages;
-                p.bytes = link.sent();
+                p.pages += self.pages - pages;
+                p.zero_pages += self.zero_pages - zero_pages;
+                p.bytes += link.sent() - bytes;
             });
         }
         self.flush_data(link)?;
@@ -117,6 +129,7 @@ impl Sender {
     fn wait_for_cap(&self, link: &mut Link, progress: &Progress) -> Result<(), MigrateError> {
         let (pulse, mut spoke) = (link.idle() / 3, Instant::now());
         loop {
+            self.heed(progress);
             let rest = self.rest();
             if rest.is_zero() {
                 return Ok(());
@@ -220,7 +233,7 @@ impl Sender {
         self.runs.clear();
         self.data.clear();
         link.send_built(Kind::Pages, flags, DOING)?;
-        self.cap.iter_mut().for_each(|cap| cap.sent(len));
+        self.cap().iter_mut().for_each(|cap| cap.sent(len));
         Ok(())
     }
 

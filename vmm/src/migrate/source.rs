@@ -14,13 +14,15 @@
 use super::error::MigrateError;
 use super::fault::Step;
 use super::link::Link;
-use super::machine::Source;
+use super::machine::{Memory, Source};
 use super::owed::{Owed, Token, Word, send_missing};
 use super::progress::{Phase, Progress, Report};
 use super::sender::Sender;
+use super::streams::{Connect, Outflow};
 use super::switch::{MemoryWay, Mode, OnTimeout, Options, Round, Switch, Verdict};
 use super::wire::{
-    FLAG_COPY, FLAG_GRANTED, FLAG_MEMORY, FLAG_POSTCOPY, FLAG_REQUIRED, Kind, caps, decode_texts, put_pieces,
+    FLAG_COPY, FLAG_GRANTED, FLAG_JOIN, FLAG_MEMORY, FLAG_POSTCOPY, FLAG_REQUIRED, Kind, caps, decode_texts,
+    put_pieces,
 };
 use crate::memory::{Deed, PageSet, SharedRam};
 use std::os::fd::AsFd;
@@ -47,6 +49,10 @@ pub enum Outcome<S: Source> {
 /// Everything but the machine.
 struct Context {
     link: Link,
+    /// Makes further connections.
+    connect: Option<Connect>,
+    /// Those that were made.
+    streams: Outflow,
     options: Options,
     progress: Progress,
     /// Every page that a dirty log gave away: given back if the guest stays.
@@ -163,7 +169,7 @@ impl<S: Source> Greeted<S> {
             let offer = machine.offer().map_err(MigrateError::machine("describing the machine"))?;
             c.report.memory_bytes = offer.memory_bytes();
             let mut lend = c.lend(machine, common)?;
-            let (wanted, token) = c.open_session(common, lend.is_some())?;
+            let (wanted, token, streams) = c.open_session(common, lend.is_some())?;
             c.link.at(Step::Preflight);
             c.link.begin().extend_from_slice(&offer.encode());
             let flags = wanted | if lend.is_some() { FLAG_MEMORY } else { 0 };
@@ -176,6 +182,7 @@ impl<S: Source> Greeted<S> {
             }
             let answer = c.link.recv(DOING)?;
             let granted = token.filter(|_| answer.flags & FLAG_GRANTED != 0);
+            let joins = token.filter(|_| streams > 0 && answer.flags & FLAG_JOIN != 0);
             match answer.kind {
                 Kind::Accept if answer.flags & FLAG_COPY != 0 => {
                     const WHY: &str = "its descriptors were lost on the way";
@@ -191,6 +198,11 @@ impl<S: Source> Greeted<S> {
                 Kind::Refuse => return Err(MigrateError::Refused(decode_texts(answer.payload)?)),
                 other => return Err(unexpected(other, "an answer to the offer")),
             }
+            let sender = Sender::new(lz4, c.options.bandwidth);
+            if let (Some(token), Some(connect)) = (joins, &c.connect) {
+                c.streams = Outflow::open(connect, &token, streams, &sender)?;
+            }
+            c.report.connections = if lend.is_some() { 0 } else { 1 + c.streams.len() };
             c.report.handed_over = lend.is_some();
             let all = [offer.regions, machine.volumes()].concat();
             c.taken = Some(PageSet::empty(&all));
@@ -203,13 +215,12 @@ impl<S: Source> Greeted<S> {
             if granted.is_none() && c.options.on_timeout == OnTimeout::Postcopy {
                 c.options.on_timeout = OnTimeout::Cancel;
             }
-            Ok((lend.map(|(_, deed)| deed), (PageSet::full(&all), granted)))
+            Ok((lend.map(|(_, deed)| deed), (sender, PageSet::full(&all), granted)))
         })?;
         Ok(match deed {
             Some(deed) => Accepted::Memory(Lent { machine, context, deed }),
             None => {
-                let sender = Sender::new(lz4, context.options.bandwidth);
-                let (pending, granted) = all;
+                let (sender, pending, granted) = all;
                 Accepted::Pages(Precopy { machine, context, sender, pending, granted })
             }
         })
@@ -256,17 +267,21 @@ impl Context {
         }
     }
 
-    /// Names a session where one is needed. Gives the offer's flags about pages that come later, and the token.
-    fn open_session(&mut self, common: u32, lent: bool) -> Result<(u16, Option<Token>), MigrateError> {
-        if !self.options.wants_postcopy() || lent {
-            return Ok((0, None));
-        }
+    /// Names a session where one is needed. Gives the offer's flags about pages that come later, the token, and how many
+    /// further connections are to join.
+    fn open_session(&mut self, common: u32, lent: bool) -> Result<(u16, Option<Token>, u8), MigrateError> {
+        let several = !lent && self.connect.is_some() && common & caps::STREAMS != 0;
+        let streams = if several { self.options.connections.saturating_sub(1) } else { 0 };
         let required = !self.options.postcopy_fallback;
-        if common & caps::POSTCOPY == 0 {
-            return match required {
-                true => Err(MigrateError::Impossible("the destination does not know postcopy".into())),
-                false => Ok((0, None)),
-            };
+        let mut late = self.options.wants_postcopy() && !lent;
+        if late && common & caps::POSTCOPY == 0 {
+            if required {
+                return Err(MigrateError::Impossible("the destination does not know postcopy".into()));
+            }
+            late = false;
+        }
+        if !late && streams == 0 {
+            return Ok((0, None, 0));
         }
         let mut token = Token::default();
         let got = rustix::rand::getrandom(&mut token, rustix::rand::GetRandomFlags::empty());
@@ -274,7 +289,14 @@ impl Context {
             return Err(MigrateError::Impossible("there is no randomness for a session's token".into()));
         }
         self.link.send(Kind::Session, &token, "naming the session")?;
-        Ok((FLAG_POSTCOPY | if required { FLAG_REQUIRED } else { 0 }, Some(token)))
+        if streams > 0 {
+            self.link.send(Kind::Streams, &[streams], "asking for several connections")?;
+        }
+        let wanted = match late {
+            true => FLAG_POSTCOPY | if required { FLAG_REQUIRED } else { 0 },
+            false => 0,
+        };
+        Ok((wanted, Some(token), streams))
     }
 
     /// Stops the guest; from here on the blackout counts.
@@ -285,10 +307,29 @@ impl Context {
         self.link.at(Step::Pause);
         let since = Instant::now();
         self.link.set_deadline(Some(since + self.options.blackout));
+        self.streams.set_deadline(Some(since + self.options.blackout));
         machine.pause().map_err(MigrateError::machine("pausing the guest"))?;
         let clock = Instant::now();
         self.progress.update(|p| p.phase = Phase::Paused);
         Ok(Stop { since, clock })
+    }
+
+    /// Puts the pages sent so far into the report.
+    fn count(&mut self, sender: &Sender) {
+        let (pages, zero_pages, _) = self.streams.totals();
+        self.report.pages = sender.pages + pages;
+        self.report.zero_pages = sender.zero_pages + zero_pages;
+    }
+
+    /// Sends pages over all connections.
+    fn send(
+        &mut self,
+        sender: &mut Sender,
+        memory: &dyn Memory,
+        set: &PageSet,
+        zero: Option<&PageSet>,
+    ) -> Result<(), MigrateError> {
+        self.streams.send((sender, &mut self.link), memory, set, zero, &self.progress)
     }
 
     fn send_state<S: Source>(&mut self, machine: &mut S) -> Result<(), MigrateError> {
@@ -300,6 +341,7 @@ impl Context {
 
     fn send_finish(&mut self) -> Result<(), MigrateError> {
         self.link.at(Step::Finish);
+        self.streams.finish(self.report.rounds)?;
         self.link.send(Kind::Finish, &self.report.rounds.to_le_bytes(), "finishing")
     }
 
@@ -404,21 +446,22 @@ impl<S: Source> Precopy<S> {
         zero: &mut PageSet,
         number: u32,
     ) -> Result<(Duration, u64), MigrateError> {
-        let (begun, sent_before) = (Instant::now(), c.link.sent());
+        let (begun, sent_before) = (Instant::now(), c.link.sent() + c.streams.totals().2);
         let pages = pending.count();
         c.progress.update(|p| (p.round, p.round_pages, p.round_pages_done) = (number, pages, 0));
         c.link.at(Step::Precopy);
-        sender.send(&*machine.memory(), pending, Some(zero), &mut c.link, &c.progress)?;
+        c.send(sender, &*machine.memory(), pending, Some(zero))?;
         pending.clear();
         zero.clear();
         c.link.at(Step::Round);
+        c.streams.end_round(number)?;
         c.link.send(Kind::RoundEnd, &number.to_le_bytes(), "ending a round")?;
         let ack = c.link.recv("waiting for a round's acknowledgement")?;
         if ack.kind != Kind::RoundAck || ack.payload != number.to_le_bytes() {
             return Err(unexpected(ack.kind, "this round's acknowledgement"));
         }
         let took = begun.elapsed();
-        let rate = (c.link.sent() - sent_before) as f64 / took.as_secs_f64().max(1e-9);
+        let rate = (c.link.sent() + c.streams.totals().2 - sent_before) as f64 / took.as_secs_f64().max(1e-9);
         c.progress.update(|p| p.bytes_per_s = rate);
         Ok((took, pages))
     }
@@ -440,8 +483,8 @@ impl<S: Source> Paused<S> {
                 }
                 None => {
                     sender.lift_cap();
-                    sender.send(&*machine.memory(), &pending, None, &mut c.link, &c.progress)?;
-                    (c.report.pages, c.report.zero_pages) = (sender.pages, sender.zero_pages);
+                    c.send(&mut sender, &*machine.memory(), &pending, None)?;
+                    c.count(&sender);
                     None
                 }
             };
@@ -505,7 +548,7 @@ impl<G> Committed<G> {
             c.report.postcopy_ms = begun.elapsed().as_secs_f64() * 1e3;
         }
         c.report.total_ms = c.progress.elapsed().as_secs_f64() * 1e3;
-        c.report.bytes = c.link.sent();
+        c.report.bytes = c.link.sent() + c.streams.totals().2;
         (gone, c, confirmed)
     }
 }
@@ -521,7 +564,7 @@ impl Context {
     ) -> Result<(), MigrateError> {
         let mut word = Word { said: confirmed.is_ok(), since };
         let mut broken = confirmed.err();
-        (self.report.pages, self.report.zero_pages) = (owed.sender.pages, owed.sender.zero_pages);
+        self.count(&owed.sender);
         loop {
             let error = match broken.take() {
                 Some(error) => error,
@@ -529,8 +572,7 @@ impl Context {
                     self.progress.update(|p| (p.phase, p.error) = (word.phase(), None));
                     match owed.serve(&mut self.link, &self.progress, &mut self.report, &mut word) {
                         Ok(()) => {
-                            (self.report.pages, self.report.zero_pages) =
-                                (owed.sender.pages, owed.sender.zero_pages);
+                            self.count(&owed.sender);
                             return Ok(());
                         }
                         Err(error @ MigrateError::NotRunning(_)) => return Err(error),
@@ -593,7 +635,19 @@ impl<S: Source> Failure<S> {
 
 /// Sends a running machine over a connected link. Comes back when it is decided where the guest runs.
 pub fn send<S: Source>(machine: S, link: Link, options: Options, progress: Progress) -> Outcome<S> {
-    let context = Context { link, options, progress, taken: None, report: Report::default() };
+    send_over(machine, link, None, options, progress)
+}
+
+/// The same; `connect` makes the further connections that `options` asks for.
+pub fn send_over<S: Source>(
+    machine: S,
+    link: Link,
+    connect: Option<Connect>,
+    options: Options,
+    progress: Progress,
+) -> Outcome<S> {
+    let (streams, report) = (Outflow::default(), Report::default());
+    let context = Context { link, connect, streams, options, progress, taken: None, report };
     let committed = Idle { machine, context }
         .hello()
         .and_then(Greeted::preflight)

@@ -66,6 +66,8 @@ pub struct Options {
     pub mode: Mode,
     /// Where the destination cannot do postcopy, go on without.
     pub postcopy_fallback: bool,
+    /// Connections to use, where the destination takes more than one.
+    pub connections: u8,
     /// How long the peer may be silent, and this side wait in any one step.
     pub idle: Duration,
     /// How long the guest may stand still at worst before the attempt is given up.
@@ -92,6 +94,7 @@ impl Default for Options {
             memory: MemoryWay::Auto,
             mode: Mode::Precopy,
             postcopy_fallback: false,
+            connections: 1,
             idle: Duration::from_secs(10),
             blackout: Duration::from_secs(30),
         }

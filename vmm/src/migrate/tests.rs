@@ -809,44 +809,72 @@ fn a_cancelled_guest_goes_on() {
     assert!(e.destination_error().contains("cancelled"));
 }
 
-#[test]
-fn strangers_are_turned_away_and_the_guest_still_arrives() {
-    use std::io::{Read, Write};
-    let path = std::env::temp_dir().join(format!("godwit-strangers-{}", std::process::id()));
-    let address = Address::Unix(path.clone());
-    let listener = Listener::bind(&address).unwrap();
+/// A migration to a real listener, and who was turned away there. `before` is done while it listens.
+fn to_a_listener(address: &Address, options: Options, before: impl FnOnce()) -> (Ended, Vec<String>) {
+    let listener = Listener::bind(address).unwrap();
+    let address = listener.address();
     let world = Arc::new(World::default());
     let builder =
         MockBuilder { world: Arc::clone(&world), capabilities: Case::default().capabilities, fail: None };
     let patience = Duration::from_secs(60);
+    let destination_progress = Progress::new("destination", "test");
+    let shown = destination_progress.clone();
     let destination = std::thread::spawn(move || {
         let mut away = Vec::new();
-        let progress = Progress::new("destination", "test");
-        let arrival =
-            wait_for_guest(listener, None, builder, patience, progress, |e| away.push(e.to_string()))
-                .unwrap();
+        let turned_away = |e: &MigrateError| away.push(e.to_string());
+        let arrival = wait_for_guest(listener, None, builder, patience, shown, turned_away).unwrap();
         (arrival, away)
     });
-    let mut stranger = UnixStream::connect(&path).unwrap();
-    stranger.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    let _ = stranger.read_to_end(&mut Vec::new());
-    drop(stranger);
+    before();
     let machine = MockSource::new(&world, big_offer(), 10);
-    let socket = connect(&address, patience).unwrap();
+    let reach: Connect = Box::new(move || {
+        let socket = connect(&address, patience)?;
+        Ok(Link::new(Box::new(socket), Side::Source, patience))
+    });
     let progress = Progress::new("source", "test");
-    let link = Link::new(Box::new(socket), Side::Source, patience);
-    let source = Some(send(machine, link, Options::default(), progress.clone()));
+    let link = reach().unwrap();
+    let source = Some(send_over(machine, link, Some(reach), options, progress.clone()));
     let (arrival, away) = destination.join().unwrap();
+    let destination = Some(arrival);
+    (Ended { world, source, destination, source_progress: progress, destination_progress, lost: false }, away)
+}
+
+#[test]
+fn strangers_are_turned_away_and_the_guest_still_arrives() {
+    use std::io::{Read, Write};
+    let path = std::env::temp_dir().join(format!("godwit-strangers-{}", std::process::id()));
+    let (e, away) = to_a_listener(&Address::Unix(path.clone()), Options::default(), || {
+        let mut stranger = UnixStream::connect(&path).unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let _ = stranger.read_to_end(&mut Vec::new());
+    });
     assert!(away.len() == 1 && away[0].contains("does not speak"), "{away:?}");
-    let e = Ended {
-        world,
-        source,
-        destination: Some(arrival),
-        source_progress: progress,
-        destination_progress: Progress::new("", "test"),
-        lost: false,
-    };
     check("after a stranger", &e);
     assert_eq!(e.runs(), (false, true));
     assert!(!path.exists(), "the socket's file is left");
+}
+
+#[test]
+fn pages_go_over_several_connections() {
+    let address: Address = "tcp:127.0.0.1:0".parse().unwrap();
+    let options = Options { connections: 4, compress: true, ..Options::default() };
+    let (e, _) = to_a_listener(&address, options, || ());
+    check("over four connections", &e);
+    assert_eq!(e.runs(), (false, true));
+    let (here, there) = (e.source_progress.snapshot(), e.destination_progress.snapshot());
+    let (sent, came) = (here.report.unwrap(), there.report.unwrap());
+    assert_eq!((sent.pages, sent.zero_pages), (came.pages, came.zero_pages));
+    assert_eq!(sent.connections, 4);
+}
+
+#[test]
+fn pages_owed_after_several_connections_follow_over_the_first() {
+    if let Err(why) = missing_is_possible() {
+        return println!("SKIPPED pages_owed_after_several_connections_follow_over_the_first: {why}");
+    }
+    let address: Address = "tcp:127.0.0.1:0".parse().unwrap();
+    let options = Options { connections: 3, mode: Mode::Hybrid, ..Options::default() };
+    let (e, _) = to_a_listener(&address, options, || ());
+    check("hybrid over three connections", &e);
+    assert_eq!(e.runs(), (false, true));
 }

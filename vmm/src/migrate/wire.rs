@@ -33,6 +33,8 @@ pub(super) const FLAG_POSTCOPY: u16 = 2;
 pub(super) const FLAG_REQUIRED: u16 = 4;
 /// [`Kind::Accept`]: pages may come after [`Kind::Commit`].
 pub(super) const FLAG_GRANTED: u16 = 2;
+/// [`Kind::Accept`]: the further connections are waited for.
+pub(super) const FLAG_JOIN: u16 = 4;
 /// [`Kind::Accept`]: the descriptors were lost on the way; pages are to be sent.
 pub(super) const FLAG_COPY: u16 = 1;
 
@@ -50,8 +52,10 @@ pub(super) mod caps {
     pub(crate) const MEMORY: u32 = 2;
     /// Knows sessions, and pages that come after the commit.
     pub(crate) const POSTCOPY: u32 = 4;
+    /// Takes pages over several connections.
+    pub(crate) const STREAMS: u32 = 8;
     /// All of this build.
-    pub(crate) const OURS: u32 = LZ4 | MEMORY | POSTCOPY;
+    pub(crate) const OURS: u32 = LZ4 | MEMORY | POSTCOPY | STREAMS;
 }
 
 /// The preface: the same 16 bytes in every version of the protocol.
@@ -155,6 +159,8 @@ kinds! {
     Memory = 16, 4 + MAX_REGIONS as usize * 24, "the memory's descriptors";
     /// Source, before the offer: what later connections show to belong to this migration.
     Session = 17, TOKEN_LEN, "a session";
+    /// Source, after the session: how many connections more it would open.
+    Streams = 18, 1, "a number of connections";
     /// Either: pages that the destination does not have (yet).
     Missing = 19, 4 + MAX_ZERO_RUNS * 16, "missing pages";
     /// Destination: the guest waits for these pages.
@@ -165,6 +171,8 @@ kinds! {
     Recover = 22, TOKEN_LEN, "a recovery";
     /// Destination: its missing pages have been named; their number.
     Recovered = 23, 8, "the end of the missing pages";
+    /// Source, on another connection: the session that it belongs to.
+    Join = 24, TOKEN_LEN, "another connection";
 }
 
 /// A frame's header.
@@ -205,7 +213,7 @@ impl FrameHeader {
         let allowed = match kind {
             Kind::Pages => FLAG_LZ4,
             Kind::Offer => FLAG_MEMORY | FLAG_POSTCOPY | FLAG_REQUIRED,
-            Kind::Accept => FLAG_COPY | FLAG_GRANTED,
+            Kind::Accept => FLAG_COPY | FLAG_GRANTED | FLAG_JOIN,
             _ => 0,
         };
         if flags & !allowed != 0 {
@@ -303,7 +311,7 @@ mod tests {
     /// Frozen: what a peer of any age sends first.
     #[test]
     fn the_preface_is_what_the_document_says() {
-        assert_eq!(Preface::ours().encode(), *b"GODWITMG\x01\x00\x01\x00\x07\x00\x00\x00");
+        assert_eq!(Preface::ours().encode(), *b"GODWITMG\x01\x00\x01\x00\x0f\x00\x00\x00");
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! Pages that come in: what a frame says is checked, written to guest memory and remembered. Each connection has one; they share
+//! what they remember.
+
+use super::error::MigrateError;
+use super::machine::Memory;
+use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, runs};
+use crate::memory::{PAGE_SIZE, PageSet, Region, Run};
+use crate::state::codec::Cursor;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What all connections together have brought.
+struct Seen {
+    /// Pages of which the source has said what they hold.
+    known: PageSet,
+    /// Pages that were ever written: others are still zero.
+    written: PageSet,
+    pages: u64,
+    zero_pages: u64,
+}
+
+/// Where one connection's pages go.
+pub(super) struct Intake {
+    memory: Arc<dyn Memory>,
+    seen: Arc<Mutex<Seen>>,
+    unpacked: Vec<u8>,
+}
+
+fn foreign(run: &Run) -> MigrateError {
+    MigrateError::Frame(format!("pages {:#x}+{} are not guest memory", run.page, run.count))
+}
+
+impl Intake {
+    pub(super) fn new(memory: Arc<dyn Memory>, all: &[Region]) -> Self {
+        let (known, written) = (PageSet::empty(all), PageSet::empty(all));
+        let seen = Arc::new(Mutex::new(Seen { known, written, pages: 0, zero_pages: 0 }));
+        Intake { memory, seen, unpacked: Vec::new() }
+    }
+
+    /// For another connection of the same migration.
+    pub(super) fn another(&self) -> Self {
+        Intake { memory: Arc::clone(&self.memory), seen: Arc::clone(&self.seen), unpacked: Vec::new() }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// An empty set of this memory's pages.
+    pub(super) fn none(&self) -> PageSet {
+        let mut none = self.seen().known.clone();
+        none.clear();
+        none
+    }
+
+    /// Takes a frame with pages. False: it is of another kind.
+    pub(super) fn take(&mut self, kind: Kind, flags: u16, payload: &[u8]) -> Result<bool, MigrateError> {
+        match kind {
+            Kind::Zero => {
+                let c = &mut Cursor::new(payload);
+                let list = runs(c, MAX_ZERO_RUNS)?;
+                c.end("zero pages")?;
+                self.zero(&list)?;
+            }
+            Kind::Pages => self.put(flags, payload)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// These pages come later: nothing more is to be said of them now.
+    pub(super) fn owe(&self, absent: &PageSet) {
+        self.seen().known.merge(absent);
+    }
+
+    /// Every page was named.
+    pub(super) fn is_full(&self) -> bool {
+        self.seen().known.is_full()
+    }
+
+    /// Pages that came with contents, and as zero.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let seen = self.seen();
+        (seen.pages, seen.zero_pages)
+    }
+
+    fn zero(&self, list: &[Run]) -> Result<(), MigrateError> {
+        // Fresh memory is zero: touching it would only use up memory.
+        let mut stale = Vec::new();
+        let mut seen = self.seen();
+        for run in list {
+            if !seen.known.covers(*run) || !seen.known.insert(*run) {
+                return Err(foreign(run));
+            }
+            seen.zero_pages += run.count;
+            let end = run.page + run.count;
+            let mut page = run.page;
+            while page < end {
+                let from = page;
+                while page < end && seen.written.contains(page) {
+                    page += 1;
+                }
+                if page > from {
+                    stale.push(Run { page: from, count: page - from });
+                } else {
+                    page += 1;
+                }
+            }
+        }
+        drop(seen);
+        for run in stale {
+            let done = self.memory.zero(run.gpa(), run.len());
+            done.map_err(MigrateError::machine("clearing guest memory"))?;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, flags: u16, payload: &[u8]) -> Result<(), MigrateError> {
+        let mut unpacked = std::mem::take(&mut self.unpacked);
+        let (list, data) = unpack(payload, flags, &mut unpacked)?;
+        if let Some(run) = list.iter().find(|run| !self.seen().known.covers(**run)) {
+            return Err(foreign(run));
+        }
+        let mut at = 0;
+        for run in &list {
+            let part = &data[at..at + run.len() as usize];
+            self.memory.write(run.gpa(), part).map_err(MigrateError::machine("writing guest memory"))?;
+            at += part.len();
+        }
+        self.unpacked = unpacked;
+        let mut seen = self.seen();
+        for run in &list {
+            let _ = seen.known.insert(*run) && seen.written.insert(*run);
+            seen.pages += run.count;
+        }
+        Ok(())
+    }
+}
+
+/// Takes a [`Kind::Pages`] frame apart: where the pages go, and what they hold, of the right length.
+pub(super) fn unpack<'a>(
+    payload: &'a [u8],
+    flags: u16,
+    unpacked: &'a mut Vec<u8>,
+) -> Result<(Vec<Run>, &'a [u8]), MigrateError> {
+    let c = &mut Cursor::new(payload);
+    let list = runs(c, CHUNK_PAGES as usize)?;
+    let mut pages = 0u64;
+    for run in &list {
+        if run.is_empty() || run.count > CHUNK_PAGES {
+            return Err(MigrateError::Frame(format!("{} pages in one run", run.count)));
+        }
+        pages += run.count;
+    }
+    if pages > CHUNK_PAGES {
+        return Err(MigrateError::Frame(format!("{pages} pages in one frame")));
+    }
+    let len = (pages * PAGE_SIZE) as usize;
+    let data = if flags & FLAG_LZ4 != 0 {
+        unpacked.resize(len, 0);
+        let n = lz4_flex::block::decompress_into(c.rest(), unpacked)
+            .map_err(|e| MigrateError::Frame(format!("pages do not decompress: {e}")))?;
+        &unpacked[..n]
+    } else {
+        c.rest()
+    };
+    if data.len() != len {
+        return Err(MigrateError::Frame(format!("{} bytes for {pages} pages", data.len())));
+    }
+    Ok((list, data))
+}
