@@ -379,13 +379,13 @@ impl Checker {
         if t != self.t + 1 {
             return Err(wrong());
         }
+        self.stall_us = stall_us;
         if words.next() != Some("ok") || words.next().is_some() {
             return Err(LineError::Guest(text.to_owned()));
         }
         self.t = t;
         self.pages += pages;
         self.max_gap_us = self.max_gap_us.max(max_gap_us);
-        self.stall_us = stall_us;
         Ok(true)
     }
 }

@@ -265,12 +265,14 @@ impl<D: Door> Source for Leaving<D> {
     }
 
     fn pause(&mut self) -> Result<(), Fault> {
-        // Recorded first: a pause that fails half-way is taken back too.
-        self.paused_by_us = self.with(|m| Ok(m.run_state() == RunState::Running))?;
-        self.with(|m| {
+        let (running, paused) = self.with(|m| {
+            let running = m.run_state() == RunState::Running;
             m.throttle(0);
-            Ok(m.pause()?)
-        })
+            Ok((running, m.pause()))
+        })?;
+        // Whatever came of it: a pause that fails half-way is taken back too.
+        self.paused_by_us = running;
+        Ok(paused?)
     }
 
     fn save(&mut self) -> Result<Vec<u8>, Fault> {

@@ -10,8 +10,16 @@ use std::time::{Duration, Instant};
 
 /// How long a vCPU may take to come out of the backend. Nothing there waits for the guest, so this is for bugs.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// One turn of throttling: the vCPUs run this long, then stand still for their share.
+/// One turn of throttling: the vCPUs run for at most this long, then stand still for their share.
 const SLICE: Duration = Duration::from_millis(10);
+/// And that is never longer than this: a guest that is slowed down is not to take itself for stopped.
+const LONGEST_REST: Duration = Duration::from_millis(50);
+
+/// How long vCPUs run and then stand still in a turn, to stand still for `percent` (1 to 99) of the time.
+fn turn(percent: u32) -> (Duration, Duration) {
+    let rest = (SLICE * percent / (100 - percent)).min(LONGEST_REST);
+    (rest * (100 - percent) / percent, rest)
+}
 
 #[derive(Default)]
 struct Wanted {
@@ -72,7 +80,7 @@ impl Gate {
         if percent == 0 {
             return;
         }
-        let until = Instant::now() + SLICE * percent / (100 - percent);
+        let until = Instant::now() + turn(percent).1;
         let mut w = self.lock();
         while w.run
             && let Some(left) = until.checked_duration_since(Instant::now())
@@ -208,7 +216,8 @@ impl Cpus {
                 if percent == 0 {
                     return;
                 }
-                std::thread::sleep(SLICE + SLICE * percent / (100 - percent));
+                let (run, rest) = turn(percent);
+                std::thread::sleep(run + rest);
                 gate.kick();
             }
         };

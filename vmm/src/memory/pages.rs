@@ -57,6 +57,15 @@ impl Run {
     }
 }
 
+/// The words that bits `first..first + count` are in, and which of each.
+fn masks(first: usize, count: usize) -> impl Iterator<Item = (usize, u64)> {
+    let end = first + count;
+    (first / 64..end.div_ceil(64)).map(move |word| {
+        let (from, to) = (first.max(word * 64) - word * 64, end.min(word * 64 + 64) - word * 64);
+        (word, (u64::MAX << from) & (u64::MAX >> (64 - to)))
+    })
+}
+
 impl PageSet {
     /// No page of these regions.
     pub fn empty(regions: &[Region]) -> Self {
@@ -112,18 +121,14 @@ impl PageSet {
     #[must_use]
     pub fn insert(&mut self, run: Run) -> bool {
         let Some((first, words)) = self.place(run) else { return false };
-        for i in first..first + run.count as usize {
-            words[i / 64] |= 1 << (i % 64);
-        }
+        masks(first, run.count as usize).for_each(|(word, mask)| words[word] |= mask);
         true
     }
 
     /// Takes a run out; pages outside of the regions are not there anyway.
     pub fn remove(&mut self, run: Run) {
         let Some((first, words)) = self.place(run) else { return };
-        for i in first..first + run.count as usize {
-            words[i / 64] &= !(1 << (i % 64));
-        }
+        masks(first, run.count as usize).for_each(|(word, mask)| words[word] &= !mask);
     }
 
     /// The first pages of the set from page number `from` on, at most `max` neighbours.

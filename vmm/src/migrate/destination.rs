@@ -122,7 +122,7 @@ struct Lacking<T> {
 
 /// What is left to do is run.
 enum Loaded<T> {
-    All(Ready<T>),
+    All(Box<Ready<T>>),
     Some(Lacking<T>),
 }
 
@@ -284,7 +284,7 @@ impl<T: Target> Prepared<T> {
     fn receive(self) -> Next<Loaded<T>> {
         match self {
             Prepared::Pages(receiving) => receiving.receive(),
-            Prepared::Memory(lent) => lent.receive().map(Loaded::All),
+            Prepared::Memory(lent) => lent.receive().map(|ready| Loaded::All(Box::new(ready))),
         }
     }
 }
@@ -356,7 +356,7 @@ impl<T: Target> Receiving<T> {
             Some(token) if !self.absent.is_empty() => self.lack(token, &blob).map(Loaded::Some),
             _ => {
                 let Receiving { target, link, progress, report, .. } = self;
-                Ok(Loaded::All(Ready { target, link, progress, report, deed: None }))
+                Ok(Loaded::All(Box::new(Ready { target, link, progress, report, deed: None })))
             }
         }
     }

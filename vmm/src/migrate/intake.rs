@@ -92,18 +92,10 @@ impl Intake {
                 return Err(foreign(run));
             }
             seen.zero_pages += run.count;
-            let end = run.page + run.count;
-            let mut page = run.page;
-            while page < end {
-                let from = page;
-                while page < end && seen.written.contains(page) {
-                    page += 1;
-                }
-                if page > from {
-                    stale.push(Run { page: from, count: page - from });
-                } else {
-                    page += 1;
-                }
+            let (mut page, end) = (run.page, run.page + run.count);
+            while let Some(dirty) = seen.written.next_run(page, end - page).filter(|dirty| dirty.page < end) {
+                page = (dirty.page + dirty.count).min(end);
+                stale.push(Run { page: dirty.page, count: page - dirty.page });
             }
         }
         drop(seen);

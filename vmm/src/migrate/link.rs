@@ -31,7 +31,9 @@ pub struct Link {
     seq_in: u32,
     /// The frame being built; its first bytes are the header's room.
     out: Vec<u8>,
+    /// The last frame's payload is its first `payload_len` bytes; it is never made shorter, which would mean filling it again.
     payload: Vec<u8>,
+    payload_len: usize,
     /// The next read takes descriptors too.
     wants_descriptors: bool,
     descriptors: Vec<OwnedFd>,
@@ -95,6 +97,7 @@ impl Link {
             seq_in: 0,
             out: Vec::new(),
             payload: Vec::new(),
+            payload_len: 0,
             wants_descriptors: false,
             descriptors: Vec::new(),
             dead: false,
@@ -279,6 +282,30 @@ impl Link {
         doing: &'static str,
     ) -> Result<(), MigrateError> {
         let mut out = std::mem::take(&mut self.out);
+        let result = self.send_with(kind, flags, &mut out, descriptors, doing);
+        self.out = out;
+        result
+    }
+
+    /// Sends a frame of the caller's: room for the header, and the payload.
+    pub(super) fn send_frame(
+        &mut self,
+        kind: Kind,
+        flags: u16,
+        frame: &mut [u8],
+        doing: &'static str,
+    ) -> Result<(), MigrateError> {
+        self.send_with(kind, flags, frame, &[], doing)
+    }
+
+    fn send_with(
+        &mut self,
+        kind: Kind,
+        flags: u16,
+        out: &mut [u8],
+        descriptors: &[BorrowedFd<'_>],
+        doing: &'static str,
+    ) -> Result<(), MigrateError> {
         let len = out.len() - HEADER_LEN;
         if len > kind.max_len() {
             return Err(MigrateError::TooBig(format!(
@@ -296,12 +323,10 @@ impl Link {
                 let bit = (out.len() * 8 * 5) / 7;
                 out[bit / 8] ^= 1 << (bit % 8);
             }
-            Some(Action::Repeat) => result = self.write_all(&out, doing),
+            Some(Action::Repeat) => result = self.write_all(out, doing),
             _ => {}
         }
-        let result = result.and_then(|()| self.write_all_with(&out, descriptors, doing));
-        self.out = out;
-        result
+        result.and_then(|()| self.write_all_with(out, descriptors, doing))
     }
 
     /// Sends a small frame.
@@ -348,13 +373,13 @@ impl Link {
                 break header;
             }
         };
-        Ok(Frame { kind: header.kind, flags: header.flags, payload: &self.payload })
+        Ok(Frame { kind: header.kind, flags: header.flags, payload: self.payload() })
     }
 
     /// The next frame, a [`Kind::KeepAlive`] too: it does not wait for another one.
     pub(super) fn recv_any(&mut self, doing: &'static str) -> Result<Frame<'_>, MigrateError> {
         let header = self.recv_frame(doing)?;
-        Ok(Frame { kind: header.kind, flags: header.flags, payload: &self.payload })
+        Ok(Frame { kind: header.kind, flags: header.flags, payload: self.payload() })
     }
 
     /// How long the peer may be silent.
@@ -407,7 +432,11 @@ impl Link {
         self.wants_descriptors = false;
         let (kind, flags) = result?;
         let descriptors = std::mem::take(&mut self.descriptors);
-        Ok((Frame { kind, flags, payload: &self.payload }, descriptors))
+        Ok((Frame { kind, flags, payload: self.payload() }, descriptors))
+    }
+
+    fn payload(&self) -> &[u8] {
+        &self.payload[..self.payload_len]
     }
 
     fn recv_frame(&mut self, doing: &'static str) -> Result<FrameHeader, MigrateError> {
@@ -416,16 +445,18 @@ impl Link {
         let header = FrameHeader::decode(&head)?;
         let mut payload = std::mem::take(&mut self.payload);
         // The state's bound is large: memory is taken as the bytes come, not as the length says.
-        payload.clear();
+        let (mut have, len) = (0, header.len as usize);
         let mut read = Ok(());
-        while read.is_ok() && payload.len() < header.len as usize {
-            let from = payload.len();
-            payload.resize((header.len as usize).min(from + (2 << 20)), 0);
-            read = self.read_exact(&mut payload[from..], doing);
+        while read.is_ok() && have < len {
+            let to = len.min(have + (2 << 20));
+            payload.resize(payload.len().max(to), 0);
+            read = self.read_exact(&mut payload[have..to], doing);
+            have = to;
         }
         self.payload = payload;
+        self.payload_len = have;
         read?;
-        if crc32fast::hash(&self.payload) != header.crc {
+        if crc32fast::hash(self.payload()) != header.crc {
             return Err(MigrateError::Frame(format!("checksum of {} is wrong", header.kind.name())));
         }
         if header.seq != self.seq_in {
@@ -435,7 +466,7 @@ impl Link {
         self.seq_in = self.seq_in.wrapping_add(1);
         if header.kind == Kind::Abort {
             self.dead = true;
-            return Err(MigrateError::Peer(decode_texts(&self.payload)?.join("; ")));
+            return Err(MigrateError::Peer(decode_texts(self.payload())?.join("; ")));
         }
         Ok(header)
     }

@@ -4,7 +4,7 @@ use super::error::MigrateError;
 use super::link::Link;
 use super::machine::Memory;
 use super::progress::Progress;
-use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, put_runs};
+use super::wire::{FLAG_LZ4, HEADER_LEN, Kind, MAX_ZERO_RUNS, put_runs};
 use crate::memory::PAGE_SIZE;
 use crate::memory::{PageSet, Run};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 
 const DOING: &str = "sending pages";
 const PAGE: usize = PAGE_SIZE as usize;
+/// Pages sent in one frame: so few that they stay in a processor's own cache on their way, and that the last are not waited for long.
+const FRAME_PAGES: usize = 64;
+/// Room for a frame's header and its runs, before its pages.
+const ROOM: usize = HEADER_LEN + 4 + 16 * FRAME_PAGES;
 
 /// Keeps the rate of bytes under a cap.
 #[derive(Debug)]
@@ -36,9 +40,10 @@ impl Cap {
 
 /// Buffers and counters of the sending side.
 pub(super) struct Sender {
-    scratch: Vec<u8>,
-    /// Non-zero pages waiting to be sent, and where they go.
-    data: Vec<u8>,
+    /// A frame in the making: [`ROOM`], then the non-zero pages that wait to be sent.
+    frame: Vec<u8>,
+    /// How many wait, and where they go.
+    held: usize,
     runs: Vec<Run>,
     zero: Vec<Run>,
     lz4: bool,
@@ -51,9 +56,9 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn new(lz4: bool, bandwidth: Option<u64>) -> Self {
         let sender = Sender {
-            scratch: vec![0; CHUNK_PAGES as usize * PAGE],
-            data: Vec::with_capacity(CHUNK_PAGES as usize * PAGE),
-            runs: Vec::new(),
+            frame: vec![0; ROOM + FRAME_PAGES * PAGE],
+            held: 0,
+            runs: Vec::with_capacity(FRAME_PAGES),
             zero: Vec::new(),
             lz4,
             cap: Arc::default(),
@@ -99,7 +104,7 @@ impl Sender {
         zero.iter().flat_map(|z| z.runs(u64::MAX)).try_for_each(|run| self.put_zero(run, link))
     }
 
-    /// Sends runs, each at most [`CHUNK_PAGES`] long, until there are no more.
+    /// Sends runs, each at most [`CHUNK_PAGES`](super::wire::CHUNK_PAGES) long, until there are no more.
     pub(super) fn send_runs(
         &mut self,
         memory: &dyn Memory,
@@ -145,7 +150,7 @@ impl Sender {
         }
     }
 
-    /// Sends one run, at most [`CHUNK_PAGES`] long, at once: the cap counts it and does not hold it up.
+    /// Sends one run, at most [`CHUNK_PAGES`](super::wire::CHUNK_PAGES) long, at once: the cap counts it and does not hold it up.
     pub(super) fn send_run(
         &mut self,
         memory: &dyn Memory,
@@ -157,26 +162,47 @@ impl Sender {
         self.flush_zero(link)
     }
 
-    fn chunk(&mut self, memory: &dyn Memory, run: Run, link: &mut Link) -> Result<(), MigrateError> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let bytes = &mut scratch[..run.count as usize * PAGE];
-        let read = memory.read(run.gpa(), bytes).map_err(MigrateError::machine("reading guest memory"));
-        let mut result = read;
-        let (mut at, pages) = (0, run.count as usize);
-        while result.is_ok() && at < pages {
+    fn chunk(&mut self, memory: &dyn Memory, mut run: Run, link: &mut Link) -> Result<(), MigrateError> {
+        while run.count > 0 {
+            let part = Run { page: run.page, count: run.count.min((FRAME_PAGES - self.held) as u64) };
+            self.part(memory, part, link)?;
+            if self.held == FRAME_PAGES {
+                self.flush_data(link)?;
+            }
+            run = Run { page: run.page + part.count, count: run.count - part.count };
+        }
+        Ok(())
+    }
+
+    /// Reads pages to where they are sent from, and closes the gaps that zero pages leave.
+    fn part(&mut self, memory: &dyn Memory, run: Run, link: &mut Link) -> Result<(), MigrateError> {
+        let (start, pages) = (ROOM + self.held * PAGE, run.count as usize);
+        let bytes = &mut self.frame[start..start + pages * PAGE];
+        memory.read(run.gpa(), bytes).map_err(MigrateError::machine("reading guest memory"))?;
+        let (mut at, mut kept) = (0, 0);
+        while at < pages {
+            let bytes = &mut self.frame[start..];
             let is_zero = |i: usize| bytes[i * PAGE..(i + 1) * PAGE] == ZERO_PAGE;
             let zero = is_zero(at);
             let end = (at + 1..pages).find(|i| is_zero(*i) != zero).unwrap_or(pages);
             let part = Run { page: run.page + at as u64, count: (end - at) as u64 };
-            result = if zero {
-                self.put_zero(part, link)
+            if zero {
+                self.put_zero(part, link)?;
             } else {
-                self.put_data(part, &bytes[at * PAGE..end * PAGE], link)
-            };
+                if kept != at {
+                    bytes.copy_within(at * PAGE..end * PAGE, kept * PAGE);
+                }
+                kept += end - at;
+                match self.runs.last_mut() {
+                    Some(last) if last.page + last.count == part.page => last.count += part.count,
+                    _ => self.runs.push(part),
+                }
+            }
             at = end;
         }
-        self.scratch = scratch;
-        result
+        self.held += kept;
+        self.pages += kept as u64;
+        Ok(())
     }
 
     fn put_zero(&mut self, run: Run, link: &mut Link) -> Result<(), MigrateError> {
@@ -188,52 +214,40 @@ impl Sender {
         if self.zero.len() >= MAX_ZERO_RUNS { self.flush_zero(link) } else { Ok(()) }
     }
 
-    fn put_data(&mut self, mut run: Run, mut bytes: &[u8], link: &mut Link) -> Result<(), MigrateError> {
-        self.pages += run.count;
-        while run.count > 0 {
-            let room = CHUNK_PAGES - (self.data.len() / PAGE) as u64;
-            let part = Run { page: run.page, count: run.count.min(room) };
-            let (now, later) = bytes.split_at(part.count as usize * PAGE);
-            self.data.extend_from_slice(now);
-            match self.runs.last_mut() {
-                Some(last) if last.page + last.count == part.page => last.count += part.count,
-                _ => self.runs.push(part),
-            }
-            bytes = later;
-            run = Run { page: run.page + part.count, count: run.count - part.count };
-            if part.count == room {
-                self.flush_data(link)?;
-            }
-        }
-        Ok(())
-    }
-
     fn flush_data(&mut self, link: &mut Link) -> Result<(), MigrateError> {
         if self.runs.is_empty() {
             return Ok(());
         }
-        let out = link.begin();
-        put_runs(out, &self.runs);
-        let mut flags = 0;
+        let mut runs = Vec::with_capacity(ROOM);
+        put_runs(&mut runs, &self.runs);
+        self.runs.clear();
+        let end = ROOM + std::mem::take(&mut self.held) * PAGE;
+        let mut packed = None;
         if self.lz4 {
+            let (data, out) = (&self.frame[ROOM..end], link.begin());
+            out.extend_from_slice(&runs);
             let from = out.len();
-            out.resize(from + lz4_flex::block::get_maximum_output_size(self.data.len()), 0);
-            match lz4_flex::block::compress_into(&self.data, &mut out[from..]) {
-                Ok(n) if n < self.data.len() => {
-                    out.truncate(from + n);
-                    flags = FLAG_LZ4;
-                }
-                _ => out.truncate(from),
+            out.resize(from + lz4_flex::block::get_maximum_output_size(data.len()), 0);
+            if let Ok(n) = lz4_flex::block::compress_into(data, &mut out[from..])
+                && n < data.len()
+            {
+                out.truncate(from + n);
+                packed = Some(out.len());
             }
         }
-        if flags == 0 {
-            out.extend_from_slice(&self.data);
-        }
-        let len = out.len() as u64;
-        self.runs.clear();
-        self.data.clear();
-        link.send_built(Kind::Pages, flags, DOING)?;
-        self.cap().iter_mut().for_each(|cap| cap.sent(len));
+        let len = match packed {
+            Some(len) => {
+                link.send_built(Kind::Pages, FLAG_LZ4, DOING)?;
+                len
+            }
+            None => {
+                let start = ROOM - runs.len() - HEADER_LEN;
+                self.frame[ROOM - runs.len()..ROOM].copy_from_slice(&runs);
+                link.send_frame(Kind::Pages, 0, &mut self.frame[start..end], DOING)?;
+                end - start
+            }
+        };
+        self.cap().iter_mut().for_each(|cap| cap.sent(len as u64));
         Ok(())
     }
 

@@ -137,7 +137,7 @@ fn hops(
             downtime_ms: number_of("downtime_ms"),
             total_ms: number_of("total_ms"),
             bytes,
-            silence_ms: Some((silence, before)),
+            silence_ms: (silence, before),
             rounds: number_of("rounds"),
             throttle: number_of("throttle_percent"),
             plain_ms: plain::copy_ms(bytes as u64),

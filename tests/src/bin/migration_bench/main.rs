@@ -2,7 +2,7 @@
 //!
 //! The same guest program, the same memory, one host, TCP on the loopback; both emulate the CPU (godwit's interpreter, QEMU's
 //! TCG). Where KVM can be used its figures stand beside them, and moves between the two, with TLS, and by handing memory over.
-//! Each of godwit's rows is the median of a few moves of one guest, with the longest silence in brackets. Behind each move the
+//! Each of godwit's rows is the median of a few moves of one guest. Behind each move the
 //! same number of bytes goes through one plain connection: what the total time is compared with. Then the sizes of the state of
 //! an idle guest, section by section. Without `qemu-system-x86_64` its rows are missing, and it says so.
 
@@ -54,7 +54,7 @@ pub(crate) struct Cost {
     total_ms: f64,
     bytes: f64,
     /// How long the guest stood still at most by its own clock, while it moved and in the second before.
-    silence_ms: Option<(f64, f64)>,
+    silence_ms: (f64, f64),
     rounds: f64,
     throttle: f64,
     /// What the same bytes take through a socket.
@@ -75,13 +75,11 @@ impl Cost {
     /// Field by field; of faults, the first.
     fn median(costs: Vec<Cost>) -> Cost {
         let of = |field: fn(&Cost) -> f64| median(costs.iter().map(field).collect());
-        let silences: Vec<_> = costs.iter().filter_map(|c| c.silence_ms).collect();
-        let silence = |which: fn(&(f64, f64)) -> f64| median(silences.iter().map(which).collect());
         Cost {
             downtime_ms: of(|c| c.downtime_ms),
             total_ms: of(|c| c.total_ms),
             bytes: of(|c| c.bytes),
-            silence_ms: (!silences.is_empty()).then(|| (silence(|s| s.0), silence(|s| s.1))),
+            silence_ms: (of(|c| c.silence_ms.0), of(|c| c.silence_ms.1)),
             rounds: of(|c| c.rounds),
             throttle: of(|c| c.throttle),
             plain_ms: of(|c| c.plain_ms),
@@ -102,13 +100,12 @@ fn row(scene: &Scene, who: &str, outcome: &Outcome, best: Option<f64>) {
                 Some(best) if best > 0.0 => format!(" ({:.2}x)", c.downtime_ms / best),
                 _ => String::new(),
             };
-            let silence = c
-                .silence_ms
-                .map_or("-".into(), |(during, before)| format!("{during:.1} (before: {before:.1})"));
             let wrong = c.wrong.as_ref().map(|w| format!("; then {}", w.replace(['\n', '|'], " ")));
             format!(
-                "{:.1}{ratio} | {silence} | {:.0} | {:.1} | {:.0} | {:.2} | {:.0} | {:.0}{}",
+                "{:.1}{ratio} | {:.1} (before: {:.1}) | {:.0} | {:.1} | {:.0} | {:.2} | {:.0} | {:.0}{}",
                 c.downtime_ms,
+                c.silence_ms.0,
+                c.silence_ms.1,
                 c.total_ms,
                 c.bytes / f64::from(1 << 20),
                 c.plain_ms,

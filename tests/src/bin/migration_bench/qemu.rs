@@ -111,6 +111,9 @@ pub(crate) fn run(program: &Path, settings: &Settings, scene: &Scene) -> Outcome
     let args = |qmp: &str| arguments(&text("dirtier.elf"), scene.mib, &scene.arguments(), &text(qmp));
     let mut guest = Guest::new(start(program, &args("from.qmp")));
     guest.wait(2)?;
+    guest.stall_ms();
+    guest.wait(1)?;
+    let before = guest.stall_ms();
     let mut incoming = args("to.qmp");
     incoming.extend(["-incoming".into(), "defer".into()]);
     let destination = start(program, &incoming);
@@ -130,15 +133,15 @@ pub(crate) fn run(program: &Path, settings: &Settings, scene: &Scene) -> Outcome
     while to.ask("query-status", json!({}))?["status"] != "running" {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let wrong = guest.moved_to(destination, Leaving::Stays).wait(2).err();
+    let mut guest = guest.moved_to(destination, Leaving::Stays);
+    let wrong = guest.wait(2).err();
     let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let bytes = number(&info["ram"]["transferred"]);
     Ok(Some(Cost {
         downtime_ms: number(&info["downtime"]),
         total_ms: number(&info["total-time"]),
         bytes,
-        // Its guest's clock stands still with it, so the guest does not see.
-        silence_ms: None,
+        silence_ms: (guest.stall_ms(), before),
         rounds: number(&info["ram"]["dirty-sync-count"]),
         throttle: info["cpu-throttle-percentage"].as_f64().unwrap_or(0.0),
         plain_ms: crate::plain::copy_ms(bytes as u64),
