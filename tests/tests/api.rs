@@ -233,8 +233,24 @@ fn a_failed_start_and_a_failed_load_can_be_mended() {
         json!({"snapshot_path": scratch.path("none"), "mem_file_path": scratch.path("none")}),
         "none",
     );
-    vm.does("PUT", "/boot-source", json!({"kernel_image_path": scratch.path("none")}));
-    vm.refuses("PUT", "/actions", json!({"action_type": "InstanceStart"}), "none");
+    let kernel = |name| json!({"kernel_image_path": scratch.path(name)});
+    vm.refuses("PUT", "/boot-source", kernel("none"), "The kernel file cannot be opened");
+    let (junk, pipe) = (scratch.path("junk"), scratch.path("pipe"));
+    std::fs::write(&junk, "no kernel").unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (path, why) in [(&scratch.path("none"), "No such file"), (&pipe, "neither a file nor a block device")]
+    {
+        let drive =
+            json!({"drive_id": "d", "path_on_host": path, "is_root_device": false, "is_read_only": true});
+        vm.refuses("PUT", "/drives/d", drive, why);
+    }
+    vm.does("PUT", "/boot-source", kernel("junk"));
+    vm.refuses(
+        "PUT",
+        "/actions",
+        json!({"action_type": "InstanceStart"}),
+        "neither an ELF file nor a bzImage",
+    );
     vm.configure(&scratch, "rate=20");
     vm.does("PUT", "/actions", json!({"action_type": "InstanceStart"}));
     vm.process.wait_lines(2).unwrap();
@@ -252,6 +268,11 @@ fn without_an_api_there_is_no_socket() {
         "",
     );
     process.wait_lines(2).unwrap();
+    std::fs::remove_file(scratch.path("counter.elf")).unwrap();
+    let config = config.to_str().unwrap();
+    let mut lost = Process::start(&godwit, &["--no-api", "--config-file", config, "--backend", "interp"], "");
+    assert_eq!(lost.wait_exit(), Some(152), "{}", lost.err());
+    assert!(lost.err().contains("counter.elf"), "{}", lost.err());
     let mut refused = Process::start(&godwit, &["--no-api", "--backend", "interp"], "");
     assert_eq!(refused.wait_exit(), Some(153), "{}", refused.err());
 }

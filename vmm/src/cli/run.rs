@@ -233,6 +233,10 @@ impl Common {
             .collect::<Result<_, _>>()
             .map_err(fatal(exit::ARGUMENTS))?;
         let config = file.map(config::read).transpose().map_err(fatal(exit::CONFIG))?;
+        if let (Some(path), Some(config)) = (file, &config) {
+            let named = |e| Fatal(format!("{}: {e}", path.display()), exit::CONFIG);
+            config.spec().check_files().map_err(named)?;
+        }
         let plugin = choose(&self.backend, self.backend_dir.as_deref(), &pins).map_err(fatal(exit::ERROR))?;
         if self.backend == Choice::Auto {
             let d = plugin.descriptor();

@@ -2,6 +2,8 @@
 
 use super::Invalid;
 use serde::{Deserialize, Serialize};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 /// What the guest boots.
@@ -42,6 +44,23 @@ impl BootSourceConfig {
         }
         if let Some(c) = args.chars().find(|c| !(' '..='~').contains(c)) {
             return Err(Invalid::new("boot_args", format!("{c:?} is not printable ASCII")));
+        }
+        Ok(())
+    }
+
+    /// Checks that the files are there and can be read.
+    ///
+    /// # Errors
+    /// Firecracker's sentence, and which file.
+    pub fn check_files(&self) -> Result<(), Invalid> {
+        let kernel = Some(("kernel_image_path", "The kernel file", &self.kernel_image_path));
+        let initrd = self.initrd_path.as_ref().map(|path| ("initrd_path", "The initrd file", path));
+        for (field, what, path) in kernel.into_iter().chain(initrd) {
+            // A named pipe would be waited for.
+            let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+            opened.map_err(|e| {
+                Invalid::new(field, format!("{what} cannot be opened: {e} ({})", path.display()))
+            })?;
         }
         Ok(())
     }

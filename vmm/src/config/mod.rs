@@ -55,6 +55,20 @@ pub struct MachineSpec {
     pub devices: DevicesConfig,
 }
 
+impl MachineSpec {
+    /// Checks that the files that it names are there and can be opened as it says.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn check_files(&self) -> Result<(), Invalid> {
+        self.boot.iter().try_for_each(BootSourceConfig::check_files)?;
+        self.devices
+            .drives
+            .iter()
+            .try_for_each(|d| d.check().map_err(|e| Invalid::new("drives", e.to_string())))
+    }
+}
+
 /// Makes a `deserialize_with` function that takes null or an empty list and refuses all else by the field's name.
 macro_rules! refused {
     ($($name:ident: $field:literal, $why:literal;)*) => {

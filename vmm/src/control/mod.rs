@@ -422,6 +422,12 @@ impl Control {
             let checked = m.validate(&self.config.devices.network_interfaces);
             checked.map_err(|e| Denied::Failed(e.to_string()))?;
         }
+        // As Firecracker, which opens them now.
+        match &part {
+            ConfigPart::BootSource(b) => b.check_files().map_err(|e| Denied::Failed(e.to_string()))?,
+            ConfigPart::Drive(d) => d.check().map_err(|e| Denied::Failed(e.to_string()))?,
+            _ => {}
+        }
         part.apply(&mut self.config).map_err(|e| Denied::Failed(e.to_string()))
     }
 

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::sync::Arc;
 
 /// Bytes in a sector, whatever the host's disk has.
@@ -72,6 +72,16 @@ pub(super) struct Disk {
     pub(super) cache: CacheType,
 }
 
+impl DriveConfig {
+    /// Checks that the drive can be had.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), DriveError> {
+        Disk::open(self).map(drop)
+    }
+}
+
 impl Disk {
     pub(super) fn open(config: &DriveConfig) -> Result<Self, DriveError> {
         let id = || config.drive_id.clone();
@@ -84,7 +94,10 @@ impl Disk {
         let path = config.path_on_host.clone().ok_or_else(|| DriveError::NoPath(id()))?;
         let read_only = config.is_read_only.unwrap_or(false);
         let open = |source| DriveError::Open { id: id(), path: path.clone(), source };
-        let mut file = OpenOptions::new().read(true).write(!read_only).open(&path).map_err(open)?;
+        // A named pipe would be waited for.
+        let mut how = OpenOptions::new();
+        how.read(true).write(!read_only).custom_flags(libc::O_NONBLOCK);
+        let mut file = how.open(&path).map_err(open)?;
         let kind = file.metadata().map_err(open)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DriveError::Kind { id: id(), path });
