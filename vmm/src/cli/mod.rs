@@ -5,6 +5,7 @@ pub mod backends;
 pub mod client;
 pub mod completions;
 mod confine;
+mod cpu;
 pub mod exit;
 pub mod inspect;
 mod log;

@@ -1,6 +1,6 @@
 //! `godwit receive`: waits for a guest and runs it.
 
-use super::confine::Confine;
+use super::cpu::Cpu;
 use super::{exit, log, run, signals, terminal};
 use crate::config::{
     DriveOverride, MachineSpec, NetworkOverride, PasstOverride, ReceiveRequest, VsockOverride,
@@ -8,8 +8,6 @@ use crate::config::{
 use crate::control::overrides::Replacement;
 use crate::control::{Control, receiving};
 use crate::migrate::{Address, Phase, Progress, Report};
-use crate::plugin::trust::Pin;
-use crate::plugin::{Choice, choose};
 use crate::sandbox;
 use std::path::PathBuf;
 
@@ -20,15 +18,6 @@ use std::path::PathBuf;
 pub struct Receive {
     /// Where to wait: tcp:HOST:PORT, unix:PATH or vsock:CID:PORT.
     address: Address,
-    /// CPU backend: auto (the best that works here), a name, or the path of a plugin.
-    #[arg(long, value_name = "BACKEND", default_value = "auto")]
-    backend: Choice,
-    /// Look for plugins here only.
-    #[arg(long, value_name = "DIR")]
-    backend_dir: Option<PathBuf>,
-    /// Load only a plugin with this SHA-256; may be given several times.
-    #[arg(long, value_name = "SHA256")]
-    plugin_sha256: Vec<String>,
     /// Unix socket for the API: it says how far the guest is, and serves it when it is here.
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
@@ -79,7 +68,7 @@ pub struct Receive {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    confine: Confine,
+    cpu: Cpu,
 }
 
 fn fail(why: impl std::fmt::Display, code: u8) -> u8 {
@@ -131,18 +120,7 @@ impl Receive {
         sandbox::prepare(log::fd()).map_err(|e| error(&e))?;
         let request = self.request();
         receiving::check(&request).map_err(|e| arguments(&e))?;
-        let pins: Vec<Pin> = self
-            .plugin_sha256
-            .iter()
-            .map(|p| Pin::parse(p))
-            .collect::<Result<_, _>>()
-            .map_err(|e| arguments(&e))?;
-        let plugin = choose(&self.backend, self.backend_dir.as_deref(), &pins).map_err(|e| error(&e))?;
-        if self.backend == Choice::Auto {
-            let d = plugin.descriptor();
-            eprintln!("godwit: CPU backend {}: {}", d.name, d.summary);
-        }
-        self.confine.settle(&plugin).map_err(|e| error(&e))?;
+        let plugin = self.cpu.load().map_err(|(text, code)| fail(text, code))?;
         signals::block().map_err(|e| error(&e))?;
         let raw = terminal::Raw::enter().map_err(|e| error(&e))?;
         let mut control = Control::new(self.id.clone(), plugin, MachineSpec::default(), run::consoles());

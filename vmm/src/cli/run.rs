@@ -1,6 +1,6 @@
 //! Running a machine: Firecracker's flags, the console, signals, the API socket, and the end.
 
-use super::confine::Confine;
+use super::cpu::Cpu;
 use super::{exit, log, signals, terminal};
 use crate::api::router::Router;
 use crate::api::server::Server;
@@ -8,8 +8,6 @@ use crate::config::{self, MachineSpec};
 use crate::control::{Control, End, Handle};
 use crate::machine::{Console, HostOutput};
 use crate::migrate::Phase;
-use crate::plugin::trust::Pin;
-use crate::plugin::{Choice, choose};
 use crate::sandbox;
 use crate::state::{MAJOR, MAX_CONTAINER, MINOR, Reader};
 use std::fs::File;
@@ -57,15 +55,6 @@ struct Common {
     /// Name of this instance.
     #[arg(long, default_value = "anonymous-instance")]
     id: String,
-    /// CPU backend: auto (the best that works here), a name, or the path of a plugin.
-    #[arg(long, value_name = "BACKEND", default_value = "auto")]
-    backend: Choice,
-    /// Look for plugins here only.
-    #[arg(long, value_name = "DIR")]
-    backend_dir: Option<PathBuf>,
-    /// Load only a plugin with this SHA-256; may be given several times.
-    #[arg(long, value_name = "SHA256")]
-    plugin_sha256: Vec<String>,
     /// Write the log to this file or named pipe.
     #[arg(long, value_name = "PATH")]
     log_path: Option<PathBuf>,
@@ -109,7 +98,7 @@ struct Common {
     #[arg(long, value_name = "BYTES")]
     mmds_size_limit: Option<usize>,
     #[command(flatten)]
-    confine: Confine,
+    cpu: Cpu,
 }
 
 /// Why it ended before the machine did: text and exit code.
@@ -226,23 +215,12 @@ impl Common {
         };
         log::start(style).map_err(fatal(exit::ARGUMENTS))?;
         sandbox::prepare(log::fd()).map_err(fatal(exit::ERROR))?;
-        let pins: Vec<Pin> = self
-            .plugin_sha256
-            .iter()
-            .map(|p| Pin::parse(p))
-            .collect::<Result<_, _>>()
-            .map_err(fatal(exit::ARGUMENTS))?;
         let config = file.map(config::read).transpose().map_err(fatal(exit::CONFIG))?;
         if let (Some(path), Some(config)) = (file, &config) {
             let named = |e| Fatal(format!("{}: {e}", path.display()), exit::CONFIG);
             config.spec().check_files().map_err(named)?;
         }
-        let plugin = choose(&self.backend, self.backend_dir.as_deref(), &pins).map_err(fatal(exit::ERROR))?;
-        if self.backend == Choice::Auto {
-            let d = plugin.descriptor();
-            eprintln!("godwit: CPU backend {}: {}", d.name, d.summary);
-        }
-        self.confine.settle(&plugin).map_err(fatal(exit::ERROR))?;
+        let plugin = self.cpu.load().map_err(|(text, code)| Fatal(text, code))?;
         signals::block().map_err(fatal(exit::ERROR))?;
 
         let raw = terminal::Raw::enter().map_err(fatal(exit::ERROR))?;
