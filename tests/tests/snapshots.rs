@@ -65,6 +65,20 @@ impl Stage {
         Vm { process, socket }
     }
 
+    /// Makes `busy.elf`, or says that the test is skipped.
+    fn busy_kernel(&self, test: &str) -> bool {
+        let program = match bench::compile_virtio(&self.scratch.path("")) {
+            Ok(program) => program,
+            Err(why) if cfg!(target_arch = "x86_64") => panic!("{why}"),
+            Err(why) => {
+                println!("SKIPPED {test}: {why}");
+                return false;
+            }
+        };
+        std::fs::write(self.text("busy.elf"), bench::image(&program).unwrap()).unwrap();
+        true
+    }
+
     fn files(&self, name: &str) -> Value {
         json!({"snapshot_path": self.text(&format!("{name}.state")), "mem_file_path": self.text(&format!("{name}.memory"))})
     }
@@ -423,12 +437,9 @@ fn people_have_commands_for_it() {
 /// A busy guest with every device goes from one backend to the other by snapshots, to other paths each time.
 fn busy(test: &str, backends: &[&str]) {
     let Some(stage) = Stage::set(test, backends) else { return };
-    let program = match bench::compile_virtio(&stage.scratch.path("")) {
-        Ok(program) => program,
-        Err(why) if cfg!(target_arch = "x86_64") => panic!("{why}"),
-        Err(why) => return println!("SKIPPED {test}: {why}"),
-    };
-    std::fs::write(stage.text("busy.elf"), bench::image(&program).unwrap()).unwrap();
+    if !stage.busy_kernel(test) {
+        return;
+    }
     std::fs::write(stage.text("0.disk"), vec![0; 1 << 20]).unwrap();
     // SAFETY: moves only this thread, which ends with the test, into a network namespace of its own.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
@@ -525,4 +536,105 @@ fn a_busy_guest_with_all_devices_goes_from_kvm_to_the_interpreter_and_back() {
 #[test]
 fn a_busy_guest_with_all_devices_goes_on_in_the_interpreter() {
     busy("a_busy_guest_with_all_devices_goes_on_in_the_interpreter", &["interp"]);
+}
+
+/// Runs a program that must succeed.
+fn run(words: &[&str]) -> Result<(), String> {
+    let output =
+        Command::new(words[0]).args(&words[1..]).output().map_err(|e| format!("{}: {e}", words[0]))?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("{words:?}: {why}")) }
+}
+
+/// A file system that takes no writes until this is gone.
+struct Frozen<'a>(&'a str);
+
+impl<'a> Frozen<'a> {
+    fn new(dir: &'a str) -> Result<Self, String> {
+        run(&["fsfreeze", "--freeze", dir]).map(|()| Frozen(dir))
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = run(&["fsfreeze", "--unfreeze", self.0]);
+    }
+}
+
+/// Whether a thread of the process has been waiting for a disk each time for a second.
+fn is_stuck(pid: u32) -> bool {
+    let mut waiting: Option<Vec<PathBuf>> = None;
+    for _ in 0..20 {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let stuck = tasks.filter_map(|t| {
+            let path = t.ok()?.path();
+            let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+            stat.rsplit_once(") ")?.1.starts_with('D').then_some(path)
+        });
+        let stuck: Vec<_> = stuck.filter(|t| waiting.as_ref().is_none_or(|w| w.contains(t))).collect();
+        if stuck.is_empty() {
+            return false;
+        }
+        waiting = Some(stuck);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+#[test]
+fn a_disk_that_hangs_is_named_and_the_guest_goes_on_when_it_is_back() {
+    let test = "a_disk_that_hangs_is_named_and_the_guest_goes_on_when_it_is_back";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    if !stage.busy_kernel(test) {
+        return;
+    }
+    // A file system of its own, in a mount namespace of this thread and its children.
+    let (image, dir) = (stage.text("fs.img"), stage.text("fs"));
+    std::fs::create_dir(&dir).unwrap();
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    // SAFETY: moves only this thread, which ends with the test, into a mount namespace of its own.
+    if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } != 0 {
+        return println!("SKIPPED {test}: no right to make a mount namespace");
+    }
+    let mounted = run(&["mount", "--make-rprivate", "/"])
+        .and_then(|()| run(&["mkfs.ext4", "-q", "-F", &image]))
+        .and_then(|()| run(&["mount", "-o", "loop", &image, &dir]));
+    if let Err(why) = mounted {
+        return println!("SKIPPED {test}: {why}");
+    }
+    let disk = format!("{dir}/disk");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let config = json!({
+        "boot-source": {"kernel_image_path": stage.text("busy.elf"), "boot_args": "busy=1"},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
+        "drives": [{"drive_id": "slow", "path_on_host": disk, "is_root_device": false}],
+    });
+    std::fs::write(stage.text("busy.json"), config.to_string()).unwrap();
+    let vm = stage.start("0.sock", "interp", &["--config-file", &stage.text("busy.json")]);
+    let rounds = || vm.process.text().matches("busy n=").count();
+    let await_rounds = |more: usize| {
+        let (goal, end) = (rounds() + more, Instant::now() + PATIENCE);
+        while rounds() < goal {
+            assert!(Instant::now() < end, "silent: {}; {}", vm.process.text(), vm.process.err());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    await_rounds(2);
+
+    let frozen = Frozen::new(&dir).expect("ext4 can be frozen");
+    let end = Instant::now() + PATIENCE;
+    while !is_stuck(vm.process.id()) {
+        assert!(Instant::now() < end, "the disk does not hang: {}", vm.process.text());
+    }
+    // The rest of the program answers; a pause ends, and says what it is that hangs.
+    assert_eq!(ask(&vm.socket, "GET", "/", "").unwrap().1["state"], "Running");
+    let why = vm.fault("PATCH", "/vm", &json!({"state": "Paused"}));
+    assert!(why.contains("drive slow is still busy") && why.contains("does not answer"), "{why}");
+    assert_eq!(ask(&vm.socket, "GET", "/", "").unwrap().1["state"], "Running");
+
+    drop(frozen);
+    await_rounds(2);
+    let said = vm.pause();
+    vm.does("PUT", "/snapshot/create", stage.files("after"));
+    assert!(!said.contains("BAD") && !said.contains("PANIC"), "{said}");
 }

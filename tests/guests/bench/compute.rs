@@ -1,6 +1,6 @@
 //! Integer kernels.
 
-use crate::rt::{ARENA, Random};
+use crate::data::{ARENA, Random};
 use core::hint::black_box;
 
 /// Simple operations on four values at once, with a few multiplications and a rare division.

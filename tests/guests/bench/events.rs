@@ -1,7 +1,13 @@
 //! Kernels that leave the straight line: traps, ring changes, port I/O, TLB flushes, code changes.
 
-use crate::rt::{self, ARENA};
+use crate::data::ARENA;
+use crate::rt;
 use core::arch::asm;
+
+/// Ring-0 services, as in `Service` of the guests' crate.
+const NOTHING: u8 = 3;
+const PORT_OUT: u8 = 4;
+const LOAD_CR3: u8 = 5;
 
 /// Breakpoint traps to ring 0 and back.
 pub fn int3(iterations: u64) -> u64 {
@@ -15,7 +21,7 @@ pub fn int3(iterations: u64) -> u64 {
 /// Page faults to ring 0 and back.
 pub fn page_fault(iterations: u64) -> u64 {
     for _ in 0..iterations {
-        rt::service(rt::NOTHING, 0);
+        rt::service(NOTHING, 0);
     }
     iterations
 }
@@ -31,13 +37,13 @@ pub fn syscall(iterations: u64) -> u64 {
 
 /// Writes to a port, from ring 0.
 pub fn port_io(iterations: u64) -> u64 {
-    rt::service(rt::PORT_OUT, iterations);
+    rt::service(PORT_OUT, iterations);
     iterations
 }
 
 /// Loads of CR3 in ring 0, each followed by a few accesses.
 pub fn cr3(iterations: u64) -> u64 {
-    rt::service(rt::LOAD_CR3, iterations);
+    rt::service(LOAD_CR3, iterations);
     iterations
 }
 

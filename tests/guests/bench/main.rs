@@ -14,7 +14,9 @@
 #![no_std]
 #![no_main]
 
+mod avx;
 mod compute;
+mod data;
 mod events;
 mod float;
 mod memory;
@@ -54,7 +56,7 @@ static KERNELS: &[Kernel] = &[
         name: "mandelbrot_avx2",
         iterations: 1,
         needs_ring0: false,
-        available: rt::has_avx2,
+        available: avx::has_avx2,
         run: float::mandelbrot_avx2,
     },
     compute("bytecode", 1_500_000, compute::bytecode),

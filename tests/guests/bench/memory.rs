@@ -1,6 +1,6 @@
 //! Kernels that move memory.
 
-use crate::rt::{ARENA, Random};
+use crate::data::{ARENA, Random};
 use core::arch::asm;
 use core::arch::x86_64::*;
 

@@ -1,13 +1,10 @@
 //! What Rust programs for the guests' kernel stand on: the page shared with ring 0, printing,
 //! options, the clock.
 
-#![allow(dead_code)] // each program uses a part
-
 use core::arch::asm;
-use core::arch::x86_64::{__cpuid, __cpuid_count, _rdtsc, _xgetbv};
+use core::arch::x86_64::_rdtsc;
 
 // As in layout.rs of the guests' crate.
-const TICKS: *const u64 = 0x60_0000 as *const u64;
 const CMDLINE: *const u64 = 0x60_0008 as *const u64;
 const TSC_KHZ: *const u64 = 0x60_0010 as *const u64;
 const RING_HEAD: *mut u64 = 0x60_0028 as *mut u64;
@@ -15,16 +12,10 @@ const RING_TAIL: *const u64 = 0x60_0030 as *const u64;
 const BOOTED_BY: *const u64 = 0x60_0038 as *const u64;
 const RING: *mut u8 = 0x61_0000 as *mut u8;
 const RING_SIZE: u64 = 0x1_0000;
-/// 64 MiB mapped in 4 KiB pages.
-pub const ARENA: *mut u8 = 0x100_0000 as *mut u8;
 
-/// Ring-0 services, as in `Service` of the guests' crate.
-pub const FLUSH: u8 = 0;
+/// Ring-0 services, as in `Service` of the guests' crate; others stand where they are used.
+const FLUSH: u8 = 0;
 const RESET: u8 = 1;
-pub const WAIT: u8 = 2;
-pub const NOTHING: u8 = 3;
-pub const PORT_OUT: u8 = 4;
-pub const LOAD_CR3: u8 = 5;
 
 /// Calls ring 0 with a count.
 #[inline(always)]
@@ -57,34 +48,11 @@ pub fn tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// Timer interrupts so far.
-pub fn ticks() -> u64 {
-    // SAFETY: the shared page is always mapped.
-    unsafe { TICKS.read_volatile() }
-}
-
 /// Microseconds of so many TSC cycles; 0 where its frequency is unknown.
 pub fn micros(cycles: u64) -> u64 {
     // SAFETY: the shared page is always mapped.
     let khz = unsafe { TSC_KHZ.read_volatile() };
     if khz == 0 { 0 } else { (u128::from(cycles) * 1000 / u128::from(khz)) as u64 }
-}
-
-/// AVX2, and an operating system that enabled it.
-pub fn has_avx2() -> bool {
-    const OSXSAVE_AVX: u32 = 1 << 27 | 1 << 28;
-    if __cpuid(0).eax < 7 || __cpuid(1).ecx & OSXSAVE_AVX != OSXSAVE_AVX {
-        return false;
-    }
-    // SAFETY: OSXSAVE says that XGETBV is there.
-    let enabled = unsafe { xcr0() };
-    __cpuid_count(7, 0).ebx & 1 << 5 != 0 && enabled & 6 == 6
-}
-
-#[target_feature(enable = "xsave")]
-unsafe fn xcr0() -> u64 {
-    // SAFETY: the caller has seen OSXSAVE.
-    unsafe { _xgetbv(0) }
 }
 
 /// Printing into the ring between the rings.
@@ -110,7 +78,7 @@ impl Out {
         self
     }
 
-    fn digits(&mut self, value: u64, base: u64, width: u32) -> &mut Self {
+    pub fn digits(&mut self, value: u64, base: u64, width: u32) -> &mut Self {
         let mut digits = 1.max(width);
         while base.checked_pow(digits).is_some_and(|limit| value >= limit) {
             digits += 1;
@@ -124,10 +92,6 @@ impl Out {
 
     pub fn decimal(&mut self, value: u64) -> &mut Self {
         self.digits(value, 10, 1)
-    }
-
-    pub fn hex(&mut self, value: u64) -> &mut Self {
-        self.digits(value, 16, 16)
     }
 
     /// Sends what was printed.
@@ -168,18 +132,6 @@ fn command_line() -> &'static [u8] {
 pub fn number(text: &[u8]) -> u64 {
     let digits = text.iter().take_while(|c| c.is_ascii_digit());
     digits.fold(0, |n, c| n * 10 + u64::from(c - b'0'))
-}
-
-/// A xorshift generator: data that no compiler can foresee.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
 }
 
 #[panic_handler]

@@ -29,7 +29,7 @@ mod linux {
     use std::time::Instant;
 
     const DISK: u64 = 256 << 20;
-    const OPTIONS: &str = "speed=1 mib=512 ios=40000 frames=200000";
+    const OPTIONS: &str = "speed=1 mib=256 ios=10000 frames=100000";
     /// Part, unit, and units in what the guest counts.
     const PARTS: &[(&str, &str, f64)] = &[
         ("disk-write", "MiB/s", 1048576.0),
@@ -139,7 +139,7 @@ mod linux {
         let text = format!(
             "{{\"boot-source\": {{\"kernel_image_path\": {kernel:?}, \"boot_args\": {OPTIONS:?}}},\n \
              \"machine-config\": {{\"vcpu_count\": 1, \"mem_size_mib\": 512}},\n \
-             \"drives\": [{{\"drive_id\": \"d\", \"path_on_host\": {disk:?}, \"is_root_device\": false}}],\n \
+             \"drives\": [{{\"drive_id\": \"d\", \"path_on_host\": {disk:?}, \"is_root_device\": false, \"cache_type\": \"Writeback\"}}],\n \
              \"network-interfaces\": [{{\"iface_id\": \"n\", \"host_dev_name\": \"tap0\"}}]}}\n"
         );
         std::fs::write(&config, text).map_err(|e| e.to_string())?;

@@ -1,7 +1,8 @@
 //! Block: read, write and read back in requests of many sizes, flush, serial number, bad requests.
 
+use crate::data::Random;
 use crate::mmio::{Buffer, Device, Outcome, Queue, ensure, read, write};
-use crate::rt::{Out, Random, number, option};
+use crate::rt::{Out, number, option};
 
 const READ_ONLY: u64 = 1 << 5;
 const FLUSH: u64 = 1 << 9;

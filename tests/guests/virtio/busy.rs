@@ -12,9 +12,11 @@
 //! is answered wrongly is `BAD`, as are ten lost in a row.
 
 use crate::block::Disk;
+use crate::data::Random;
 use crate::mmio::{Failure, Outcome, ensure};
 use crate::net::Card;
-use crate::rt::{self, Out, Random};
+use crate::rt::{self, Out};
+use crate::ticks;
 use core::arch::asm;
 
 const SLICES: u64 = 32;
@@ -110,7 +112,7 @@ impl Busy<'_> {
     }
 
     fn time(&mut self) -> Outcome {
-        let (ticks, tsc) = (rt::ticks(), rt::tsc());
+        let (ticks, tsc) = (ticks::ticks(), rt::tsc());
         ensure(tsc > self.tsc, "the time-stamp counter went back")?;
         let stood = ticks == self.ticks && rt::micros(tsc - self.tsc) > 5_000_000;
         (self.ticks, self.tsc) = (ticks, tsc);
@@ -195,7 +197,7 @@ pub fn run() {
         };
         Out.text("busy BAD setting up: ").text(bad).text("\n");
     }
-    let (ticks, tsc) = (rt::ticks(), rt::tsc());
+    let (ticks, tsc) = (ticks::ticks(), rt::tsc());
     let mut busy = Busy {
         round: 0,
         disk,

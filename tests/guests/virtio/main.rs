@@ -29,12 +29,16 @@
 mod balloon;
 mod block;
 mod busy;
+#[path = "../bench/data.rs"]
+mod data;
 mod mmio;
 mod net;
+mod polling;
 mod rng;
 #[path = "../bench/rt.rs"]
 mod rt;
 mod speed;
+mod ticks;
 mod vsock;
 
 use mmio::{Device, Failure};
@@ -51,7 +55,7 @@ fn hex(text: &[u8]) -> u64 {
 fn devices() -> impl Iterator<Item = Device> {
     let windows = rt::options("virtio_mmio.device");
     let bases = windows.filter_map(|w| Some(hex(&w[w.iter().position(|c| *c == b'@')? + 1..])));
-    let found = bases.scan(rt::ARENA as u64, |arena, base| {
+    let found = bases.scan(data::ARENA as u64, |arena, base| {
         let device = Device::probe(base, *arena);
         *arena += if device.is_some() { mmio::MEMORY } else { 0 };
         Some(device)

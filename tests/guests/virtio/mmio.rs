@@ -1,15 +1,11 @@
 //! A virtio 1.x device over MMIO, and split queues driven by polling. Also the `tcp` program's.
 
-#![allow(dead_code)] // each program uses a part
-
-use crate::rt;
 use core::sync::atomic::{Ordering, fence};
 
 /// Memory that a device gets: queues first, then buffers.
 pub const MEMORY: u64 = 4 << 20;
 const QUEUE_MEMORY: u64 = 0x4000;
 const BUFFERS: u64 = 0x4_0000;
-pub const QUEUE_SIZE: u16 = 16;
 
 const VERSION_1: u64 = 1 << 32;
 const ACKNOWLEDGE: u32 = 1;
@@ -23,9 +19,6 @@ const WRITE: u16 = 2;
 /// What went wrong.
 pub struct Failure(pub &'static str);
 pub type Outcome<T = ()> = Result<T, Failure>;
-
-/// Why a wait for a device ends.
-pub const SILENT: &str = "does not answer";
 
 /// Fails with `why` unless `condition`.
 pub fn ensure(condition: bool, why: &'static str) -> Outcome {
@@ -44,7 +37,7 @@ pub fn read<T>(at: u64) -> T {
 
 /// One device at its window.
 pub struct Device {
-    base: u64,
+    pub base: u64,
     memory: u64,
     pub id: u32,
 }
@@ -102,11 +95,6 @@ impl Device {
         Ok(taken)
     }
 
-    /// Sets up queue `index` with [`QUEUE_SIZE`] elements.
-    pub fn queue(&mut self, index: u32) -> Outcome<Queue> {
-        self.queue_of(index, QUEUE_SIZE)
-    }
-
     /// Sets up queue `index` with `size` elements, at most 256.
     pub fn queue_of(&mut self, index: u32, size: u16) -> Outcome<Queue> {
         let at = self.memory + u64::from(index) * QUEUE_MEMORY;
@@ -133,10 +121,6 @@ impl Device {
 
     pub fn config<T>(&self, offset: u64) -> T {
         read(self.base + 0x100 + offset)
-    }
-
-    pub fn set_config<T>(&self, offset: u64, value: T) {
-        write(self.base + 0x100 + offset, value);
     }
 
     pub fn notify(&self, queue: &Queue) {
@@ -177,39 +161,7 @@ impl Queue {
         read::<u16>(self.at + 0x2000) & 1 == 0
     }
 
-    /// The next finished chain: its first descriptor and the bytes written; waits for it, some
-    /// seconds at most.
-    pub fn finished(&mut self) -> Outcome<(u16, u32)> {
-        self.finished_within(1000)
-    }
-
-    /// The same, waiting for so many timer ticks at most, or failing with [`SILENT`].
-    pub fn finished_within(&mut self, ticks: u32) -> Outcome<(u16, u32)> {
-        for turn in 0..1000 + ticks {
-            if let Some(done) = self.poll() {
-                return Ok(done);
-            }
-            if turn > 1000 {
-                rt::service(rt::WAIT, 0);
-            } else {
-                core::hint::spin_loop();
-            }
-        }
-        Err(Failure(SILENT))
-    }
-
-    /// The same without ever resting: for measuring. Gives up after very long.
-    pub fn awaited(&mut self) -> Outcome<(u16, u32)> {
-        for _ in 0..2_000_000_000u64 {
-            if let Some(done) = self.poll() {
-                return Ok(done);
-            }
-            core::hint::spin_loop();
-        }
-        Err(Failure("does not answer"))
-    }
-
-    /// The same without waiting.
+    /// The next finished chain: its first descriptor and the bytes written; `None` if there is none yet.
     pub fn poll(&mut self) -> Option<(u16, u32)> {
         let used = self.at + 0x2000;
         if read::<u16>(used + 2) == self.seen {

@@ -1,6 +1,7 @@
 //! Net: ARP and pings of many sizes to a neighbour that answers like any host.
 
-use crate::mmio::{Buffer, Device, Failure, Outcome, Queue, SILENT, ensure, read, write};
+use crate::mmio::{Buffer, Device, Failure, Outcome, Queue, ensure, read, write};
+use crate::polling::SILENT;
 use crate::rt::{Out, number, option};
 
 const MAC: u64 = 1 << 5;

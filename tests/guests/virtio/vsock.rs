@@ -1,7 +1,7 @@
 //! vsock: a stream to the host that it sends back, then one from the host that is sent back to it; with credit both ways.
 
 use crate::mmio::{Buffer, Device, Failure, Outcome, Queue, ensure, read, write};
-use crate::rt::{self, Out, number, option};
+use crate::rt::{Out, number, option};
 
 const HEADER: u64 = 44;
 const HOST: u64 = 2;
@@ -253,7 +253,7 @@ pub fn check(device: &mut Device) -> Outcome {
     Out.text(" there=").decimal(u64::from(there));
     if let Some(port) = option("vsock_listen") {
         Out.text(" listening\n").flush();
-        rt::service(rt::WAIT, 0);
+        crate::ticks::wait();
         let back = socket.listen(number(port) as u32)?;
         Out.text("virtio vsock back=").decimal(u64::from(back));
     }

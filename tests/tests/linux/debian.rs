@@ -42,7 +42,7 @@ say received "$(cat /run/in)"
 cat /srv/noise /srv/noise >/run/noise
 mkfifo /run/pipe
 sum </run/pipe >/run/out &
-{ left=BYTES; while [ $left -gt 0 ]; do n=$((left < 16000000 ? left : 16000000)); head -c $n /run/noise; left=$((left - n)); done; } |
+{ left=BYTES; while [ $left -gt 0 ]; do n=$((left < 4000000 ? left : 4000000)); head -c $n /run/noise; left=$((left - n)); echo "$left to go" >&2; done; } |
     tee /run/pipe | socat -u STDIN TCP:HOST:7002
 wait
 rm /run/noise

@@ -30,6 +30,7 @@ pub mod ratelimit;
 pub mod rng;
 pub mod slots;
 pub mod stats;
+mod timer;
 pub mod transport;
 pub mod vsock;
 

@@ -4,12 +4,10 @@
 //! spent first and never come back. A request passes while there is at least one token and may take the bucket into
 //! debt, so that a request larger than the bucket is not starved; the rate over time is exact.
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
+use super::timer::OneShot;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 /// One bucket, as the API and the configuration file give it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -96,7 +94,7 @@ impl Bucket {
 pub struct RateLimiter {
     bandwidth: Option<Bucket>,
     ops: Option<Bucket>,
-    timer: OwnedFd,
+    timer: OneShot,
 }
 
 impl RateLimiter {
@@ -105,9 +103,7 @@ impl RateLimiter {
     /// # Errors
     /// The host gives no timer.
     pub fn new(config: &RateLimiterConfig) -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        let mut limiter = RateLimiter { bandwidth: None, ops: None, timer };
+        let mut limiter = RateLimiter { bandwidth: None, ops: None, timer: OneShot::new()? };
         limiter.update(config);
         Ok(limiter)
     }
@@ -124,7 +120,7 @@ impl RateLimiter {
 
     /// The timer's descriptor: readable when a request that had to wait may be tried again.
     pub fn fd(&self) -> RawFd {
-        self.timer.as_raw_fd()
+        self.timer.fd()
     }
 
     /// May one operation of `bytes` bytes go ahead at guest time `now_ns`? If not, the timer is set.
@@ -153,19 +149,14 @@ impl RateLimiter {
 
     fn set_timer(&self, wait_ns: u64) {
         // Never so far ahead that a limiter which is changed meanwhile would be noticed late.
-        let wait_ns = wait_ns.min(1_000_000_000);
-        let value =
-            Timespec { tv_sec: (wait_ns / 1_000_000_000) as i64, tv_nsec: (wait_ns % 1_000_000_000) as _ };
-        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
-        if let Err(e) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
+        if let Err(e) = self.timer.set_ns(wait_ns.min(1_000_000_000)) {
             tracing::error!("rate limiter's timer: {e}");
         }
     }
 
     /// Empties the timer's descriptor after it was readable.
     pub fn fired(&self) {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.timer, &mut count);
+        self.timer.fired();
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Block {
     disk: Disk,
     serial: [u8; 20],
     limiter: RateLimiter,
+    /// The driver does not know flushes: what is written must be safe when the answer comes (virtio 1.2, 5.2.6.2).
+    write_through: bool,
     stats: Stats,
 }
 
@@ -85,6 +87,7 @@ impl Block {
             disk: Disk::open(config)?,
             serial,
             limiter,
+            write_through: false,
             stats: Stats::new(&COUNTED),
         })
     }
@@ -178,6 +181,11 @@ impl Block {
             Command::Unknown => return Ok((request::UNSUPPORTED, 0)),
             _ => return Ok((request::IO_ERROR, 0)),
         };
+        let writes = !matches!(request.command, Command::Read { .. } | Command::Flush);
+        let done = match done {
+            Ok(written) if writes && self.write_through => self.disk.flush().map(|()| written),
+            other => other,
+        };
         Ok(done.map_or_else(
             |e| {
                 tracing::warn!("drive {}: {:?}: {e}", self.id, request.command);
@@ -220,6 +228,10 @@ impl VirtioDevice for Block {
         put(52, &1u32.to_le_bytes());
         put(56, &[1]);
         c
+    }
+
+    fn activate(&mut self, features: u64) {
+        self.write_through = self.features() & !features & bits::FLUSH != 0;
     }
 
     fn fds(&self) -> Vec<DeviceFd> {

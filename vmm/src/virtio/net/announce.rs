@@ -1,11 +1,9 @@
 //! Announcing a guest that has arrived: frames that teach switches where its MAC is now, sent several times with growing
 //! delays, since the first ones may go out before the ports forward (as QEMU does it).
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
+use crate::virtio::timer::OneShot;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 /// Milliseconds before each further announcement.
 const DELAYS_MS: [u16; 5] = [50, 150, 250, 350, 450];
@@ -13,7 +11,7 @@ const DELAYS_MS: [u16; 5] = [50, 150, 250, 350, 450];
 /// Says when it is time.
 #[derive(Debug)]
 pub(super) struct Announcer {
-    timer: OwnedFd,
+    timer: OneShot,
     /// Announcements so far; `None`: no need for any.
     made: Option<usize>,
     due: bool,
@@ -21,9 +19,7 @@ pub(super) struct Announcer {
 
 impl Announcer {
     pub(super) fn new() -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        Ok(Announcer { timer, made: None, due: false })
+        Ok(Announcer { timer: OneShot::new()?, made: None, due: false })
     }
 
     /// The guest is new here: the next look is the first announcement.
@@ -32,12 +28,12 @@ impl Announcer {
     }
 
     pub(super) fn fd(&self) -> RawFd {
-        self.timer.as_raw_fd()
+        self.timer.fd()
     }
 
     /// The timer was readable.
     pub(super) fn fired(&mut self) {
-        self.due |= rustix::io::read(&self.timer, &mut [0; 8]).is_ok();
+        self.due |= self.timer.fired();
     }
 
     /// True if an announcement is to be made now; the next one is then on its way.
@@ -45,10 +41,7 @@ impl Announcer {
         let (true, Some(made)) = (self.due, self.made) else { return false };
         self.due = false;
         self.made = DELAYS_MS.get(made).map(|ms| {
-            let nothing = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(*ms) * 1_000_000 };
-            let once = Itimerspec { it_interval: nothing, it_value: wait };
-            if let Err(e) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
+            if let Err(e) = self.timer.set_ns(u64::from(*ms) * 1_000_000) {
                 tracing::warn!("the guest is not announced again: {e}");
             }
             made + 1

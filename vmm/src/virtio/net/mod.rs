@@ -19,6 +19,7 @@ use super::device::{self, Context, DeviceFd, Progress, RestoreError, VirtioDevic
 use super::queue::{Chain, QueueError, Segments, Served, VirtQueue};
 use super::ratelimit::{RateLimiter, RateLimiterConfig};
 use super::stats::{Counted, Stats};
+use super::timer::OneShot;
 use announce::Announcer;
 use event_manager::EventSet;
 use godwit_state::RawSection;
@@ -60,6 +61,10 @@ const LINK: u32 = 0;
 const RX_TIMER: u32 = 1;
 const TX_TIMER: u32 = 2;
 const ANNOUNCE_TIMER: u32 = 3;
+const REFILL_TIMER: u32 = 4;
+/// How long, and how often in a row, a guest that is behind may put back buffers unasked.
+const REFILL_NS: u64 = 50_000;
+const REFILL_WAITS: u8 = 4;
 
 /// Why an interface cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -209,6 +214,11 @@ pub struct Net {
     mergeable: bool,
     announcer: Announcer,
     chains: Vec<Chain>,
+    refill: OneShot,
+    /// Waits in a row in which no buffer came.
+    waits: u8,
+    /// The refill timer is set.
+    waiting: bool,
     stats: Stats,
 }
 
@@ -256,6 +266,10 @@ impl Net {
             announcer: Announcer::new()
                 .map_err(|source| NetError::Limiter { id: config.iface_id.clone(), source })?,
             chains: Vec::new(),
+            refill: OneShot::new()
+                .map_err(|source| NetError::Limiter { id: config.iface_id.clone(), source })?,
+            waits: 0,
+            waiting: false,
             stats: Stats::new(&COUNTED),
         })
     }
@@ -370,16 +384,21 @@ impl Net {
                 break;
             }
             self.incoming.paid = true;
-            if !self.deliver(q, cx.mem)? {
-                // The next notification of new buffers goes on with this packet.
-                if q.listen(cx.mem)? && self.deliver(q, cx.mem)? {
-                    q.ignore(cx.mem)?;
-                    continue;
-                }
-                self.stats.count("no_rx_avail_buffer");
-                progress = Progress::Idle;
-                break;
+            if self.deliver(q, cx.mem)? {
+                self.waits = 0;
+                continue;
             }
+            // Asked to tell of new buffers, a guest that is behind would tell of each, and each would wake this thread.
+            self.waiting = self.waits < REFILL_WAITS && self.refill.set_ns(REFILL_NS).is_ok();
+            self.waits = self.waits.saturating_add(1);
+            // The next notification of new buffers goes on with this packet.
+            if !self.waiting && q.listen(cx.mem)? && self.deliver(q, cx.mem)? {
+                q.ignore(cx.mem)?;
+                continue;
+            }
+            self.stats.count("no_rx_avail_buffer");
+            progress = Progress::Idle;
+            break;
         }
         q.signal(cx.mem, cx.interrupt)?;
         Ok(progress)
@@ -475,6 +494,7 @@ impl VirtioDevice for Net {
         self.incoming.len = 0;
         self.mergeable = false;
         self.chains.clear();
+        (self.waits, self.waiting) = (0, false);
     }
 
     fn fds(&self) -> Vec<DeviceFd> {
@@ -484,6 +504,7 @@ impl VirtioDevice for Net {
             DeviceFd { fd: self.rx_limiter.fd(), events: EventSet::IN, token: RX_TIMER },
             DeviceFd { fd: self.tx_limiter.fd(), events: EventSet::IN, token: TX_TIMER },
             DeviceFd { fd: self.announcer.fd(), events: EventSet::IN, token: ANNOUNCE_TIMER },
+            DeviceFd { fd: self.refill.fd(), events: EventSet::IN, token: REFILL_TIMER },
         ]
     }
 
@@ -508,7 +529,9 @@ impl VirtioDevice for Net {
             return Ok(Progress::Idle);
         }
         let mut more = Progress::Idle;
-        if token == RX_TIMER || token == LINK && events.contains(EventSet::IN) {
+        // While the guest puts back buffers, further packets wait in the host's queue.
+        let came = token == LINK && events.contains(EventSet::IN) && !self.waiting;
+        if matches!(token, RX_TIMER | REFILL_TIMER) || came {
             more = self.receive(cx)?;
         }
         let waits = matches!(self.link, Link::Passt(_)) && events.contains(EventSet::OUT);
@@ -523,6 +546,7 @@ impl VirtioDevice for Net {
             RX_TIMER => self.rx_limiter.fired(),
             TX_TIMER => self.tx_limiter.fired(),
             ANNOUNCE_TIMER => self.announcer.fired(),
+            REFILL_TIMER => self.waiting = !self.refill.fired() && self.waiting,
             _ => {}
         }
     }

@@ -106,6 +106,24 @@ fn a_frame_waits_for_buffers_and_fills_several() {
 }
 
 #[test]
+fn a_guest_that_is_behind_may_put_back_buffers_before_it_is_asked_to_tell() {
+    let (mut d, mut peer) = started(true);
+    // The used ring's flags: no notification wanted.
+    let asked = |d: &Driver<Net>| d.bytes(0x1_2000, 2) == [0, 0];
+    put(&mut peer, &frame(60, 1));
+    d.run(0, 1);
+    for _ in 0..REFILL_WAITS {
+        assert!(!asked(&d));
+        d.worker.lock().unwrap().run_event(LINK, EventSet::IN);
+        d.worker.lock().unwrap().run_event(REFILL_TIMER, EventSet::IN);
+    }
+    assert!(asked(&d), "it may be at rest");
+    d.send(0, &[], &[200]);
+    d.run(0, 1);
+    assert_eq!(d.used(0), Some((0, 72)));
+}
+
+#[test]
 fn without_merged_buffers_a_frame_that_does_not_fit_is_dropped() {
     let (mut d, mut peer) = started(false);
     put(&mut peer, &frame(900, 1));
