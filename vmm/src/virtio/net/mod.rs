@@ -63,7 +63,7 @@ const TX_TIMER: u32 = 2;
 const ANNOUNCE_TIMER: u32 = 3;
 const REFILL_TIMER: u32 = 4;
 /// How long, and how often in a row, a guest that is behind may put back buffers unasked.
-const REFILL_NS: u64 = 50_000;
+const REFILL_NS: u64 = 100_000;
 const REFILL_WAITS: u8 = 4;
 
 /// Why an interface cannot be used.
