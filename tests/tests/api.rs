@@ -1,5 +1,6 @@
 //! The real binary over its API socket: whole lives of a guest by raw HTTP, on every backend, and what is refused.
 
+use godwit_guests::elf::{self, Segment};
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::{PATIENCE, Process, Scratch, check_lines, program};
 use serde_json::{Value, json};
@@ -117,6 +118,12 @@ fn life(test: &str, first: &str, second: &str) {
     vm.does("PUT", "/actions", json!({"action_type": "InstanceStart"}));
     vm.process.wait_lines(3).unwrap();
     assert_eq!(vm.state(), "Running");
+    // Counted while it runs, not when it stops.
+    let end = Instant::now() + PATIENCE;
+    let counts = || vm.ask("GET", "/backend", &Value::Null).1["counters"].clone();
+    while !counts().as_object().is_some_and(|c| c.values().any(|n| n.as_u64() > Some(0))) {
+        assert!(Instant::now() < end, "{}", counts());
+    }
     vm.refuses("PUT", "/machine-config", json!({"vcpu_count": 1, "mem_size_mib": 32}), "Running");
     let create = json!({"snapshot_path": text("state"), "mem_file_path": text("memory")});
     vm.refuses("PUT", "/snapshot/create", create.clone(), "Running");
@@ -275,4 +282,29 @@ fn without_an_api_there_is_no_socket() {
     assert!(lost.err().contains("counter.elf"), "{}", lost.err());
     let mut refused = Process::start(&godwit, &["--no-api", "--backend", "interp"], "");
     assert_eq!(refused.wait_exit(), Some(153), "{}", refused.err());
+}
+
+/// A guest that says it has booted, as Firecracker's does, and resets.
+#[test]
+fn the_boot_timer_tells_how_long_a_guest_took() {
+    let test = "the_boot_timer_tells_how_long_a_guest_took";
+    const AT: u64 = 0x20_0000;
+    let code = [
+        0xc6, 0x05, 0x00, 0x00, 0x00, 0xc0, 123, // mov byte ptr [0xc0000000], 123
+        0xb0, 0xfe, // mov al, 0xfe
+        0xe6, 0x64, // out 0x64, al: reset
+        0xf4, 0xeb, 0xfd, // hlt, and again
+    ];
+    for backend in ["kvm", "interp"] {
+        let Some((godwit, scratch)) = stage(&format!("{test} on {backend}"), &[backend]) else { continue };
+        let config = scratch.config("hello", 32, "x86-64", "");
+        let segment = Segment { gpa: AT, bytes: code.to_vec(), executable: true };
+        std::fs::write(scratch.path("hello.elf"), elf::write(&[segment], AT, AT as u32)).unwrap();
+        let config = config.to_str().unwrap();
+        let args =
+            ["--no-api", "--boot-timer", "--level", "Info", "--backend", backend, "--config-file", config];
+        let mut vm = Process::start(&godwit, &args, "");
+        assert_eq!(vm.wait_exit(), Some(0), "{}", vm.err());
+        vm.wait_err("Guest-boot-time =");
+    }
 }

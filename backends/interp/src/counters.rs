@@ -11,7 +11,7 @@ macro_rules! counters {
         #[derive(Debug, Default, Clone)]
         pub(crate) struct Counters { $(pub $name: u64),* }
 
-        /// The same, where other threads can read them; brought up to date when `run` returns.
+        /// The same, where other threads can read them; brought up to date now and then, before HLT waits, and when `run` returns.
         #[derive(Debug, Default)]
         pub(crate) struct Published { $($name: AtomicU64),* }
 

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Instructions per chain: bounds the stack where calls are not jumps, and how late an interrupt is seen.
 const BUDGET: i64 = if cfg!(debug_assertions) { 1000 } else { 4000 };
 
+/// Rounds of the dispatcher after which others see a busy guest's counts: some milliseconds.
+const PUBLISHED_EVERY: u64 = 256;
+
 impl Cpu {
     /// Linear address of an instruction pointer.
     pub(crate) fn linear_rip(&self, rip: u64) -> u64 {
@@ -28,6 +31,9 @@ impl Cpu {
                 return exit;
             }
             self.timer_tick();
+            if self.counters.chains.is_multiple_of(PUBLISHED_EVERY) {
+                self.publish();
+            }
             match self.round() {
                 // The trap after HLT ends it.
                 Flow::Halt if self.step_trap => {
@@ -328,6 +334,7 @@ impl Cpu {
                 self.check_events = true;
                 return None;
             }
+            self.publish();
             wait::sleep(&self.me.attention, left.map(Duration::from_nanos));
         }
     }
@@ -335,9 +342,13 @@ impl Cpu {
     /// `run` returns: the log must not miss what was written through the TLB.
     fn leave(&mut self) {
         self.forget_writes();
-        let c = &mut self.counters;
-        c.invalidated = self.cache.invalidations;
-        self.me.counters.publish(c);
+        self.publish();
+    }
+
+    /// Lets other threads see the counts.
+    fn publish(&mut self) {
+        self.counters.invalidated = self.cache.invalidations;
+        self.me.counters.publish(&self.counters);
     }
 
     /// Forgets write translations; their pages count as written now.

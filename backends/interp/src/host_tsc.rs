@@ -38,7 +38,8 @@ fn learn() -> Option<u64> {
     measure()
 }
 
-/// Counts ticks over a few milliseconds, and rounds to what oscillators are made for.
+/// Counts ticks over a moment, and rounds to what oscillators are made for. Each end is the best of some readings, so that
+/// the moment can be short: a start waits for it.
 #[cfg(target_arch = "x86_64")]
 fn measure() -> Option<u64> {
     use std::time::{Duration, Instant};
@@ -46,11 +47,20 @@ fn measure() -> Option<u64> {
         // SAFETY: RDTSC is there on every x86-64 and has no effect but its result.
         unsafe { std::arch::x86_64::_rdtsc() }
     };
-    let (t0, c0) = (Instant::now(), tick());
-    while t0.elapsed() < Duration::from_millis(5) {
+    let read = || {
+        let once = |_| {
+            let (before, at, after) = (tick(), Instant::now(), tick());
+            let width = after.wrapping_sub(before);
+            (width, at, before.wrapping_add(width / 2))
+        };
+        (0..16).map(once).min_by_key(|(width, ..)| *width).map(|(_, at, ticks)| (at, ticks))
+    };
+    let (t0, c0) = read()?;
+    while t0.elapsed() < Duration::from_micros(1500) {
         std::hint::spin_loop();
     }
-    let (t, c) = (t0.elapsed().as_nanos() as u64, tick());
-    let khz = u128::from(c.wrapping_sub(c0)) * 1_000_000 / u128::from(t.max(1));
+    let (t, c) = read()?;
+    let ns = t.saturating_duration_since(t0).as_nanos().max(1);
+    let khz = u128::from(c.wrapping_sub(c0)) * 1_000_000 / ns;
     Some((khz as u64 + 50) / 100 * 100)
 }

@@ -153,18 +153,14 @@ impl KvmVcpu {
         self.vm.has(Feature::RDTSCP) || self.vm.has(Feature::RDPID)
     }
 
-    /// The architectural reset state, unless another has been loaded: KVM's own differs in details (EDX, IA32_MISC_ENABLE,
-    /// LINT0). Done as late as this because nearly every vCPU is loaded before it runs.
-    pub(crate) fn ensure_reset(&mut self) -> Result<()> {
-        if !self.fresh {
-            return Ok(());
-        }
+    /// The architectural reset state: KVM's own differs in details (EDX, IA32_MISC_ENABLE, LINT0).
+    fn reset_state(&self) -> CpuState {
         let id = self.shared.id;
         let mut regs = RegsV1 { rip: 0xfff0, rflags: 2, ..Default::default() };
         // EDX is the processor's signature (SDM vol. 3A, 10.1.1).
         let table = model::cpuid_table(self.vm.features, id, self.vm.vcpu_count, 0);
         regs.gpr[2] = u64::from(model::cpuid_lookup(&table, 1, 0)[0]);
-        let state = CpuState {
+        CpuState {
             regs,
             system: SystemV1::reset(),
             msrs: MsrsV1::reset(id == 0),
@@ -177,9 +173,17 @@ impl KvmVcpu {
             },
             lapic: LapicV1::reset(id),
             tsc: TscV1::default(),
-        };
+        }
+    }
+
+    /// Puts the vCPU into that state, unless another has been loaded. Done as late as this because nearly every vCPU is
+    /// loaded before it runs.
+    pub(crate) fn ensure_reset(&mut self) -> Result<()> {
+        if !self.fresh {
+            return Ok(());
+        }
         // No timer runs in this state, so it does not matter whether the clock does.
-        self.apply(&state)?;
+        self.apply(&self.reset_state())?;
         self.replaced();
         Ok(())
     }
@@ -187,6 +191,10 @@ impl KvmVcpu {
     /// All of the state; the clock is stopped.
     pub(crate) fn save_state(&mut self) -> Result<CpuState> {
         lock(&self.vm.time).stopped()?;
+        if self.fresh {
+            // KVM need not be asked, nor told yet: a start saves time by it.
+            return Ok(self.reset_state());
+        }
         let fd = &self.shared.fd;
         // First, because it acts on an INIT or SIPI that waits, which changes registers and segments.
         let mp_state = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?.mp_state;

@@ -291,7 +291,6 @@ impl Vcpu for KvmVcpu {
     }
 
     fn save(&mut self) -> Result<CpuState> {
-        self.ensure_reset()?;
         self.save_state()
     }
 

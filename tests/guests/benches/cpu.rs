@@ -8,8 +8,9 @@
 //! not there are left out by name.
 
 use godwit_guests::bench;
+use godwit_guests::host::median;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Kernels over which the geometric mean is taken.
@@ -38,12 +39,6 @@ struct Subject {
 struct Result {
     micros: Vec<u64>,
     checksum: String,
-}
-
-fn median(values: &[u64]) -> u64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
 }
 
 /// `kernel NAME iterations N cycles C us U checksum X`
@@ -99,9 +94,7 @@ fn subjects(dir: &Path, options: &str) -> Vec<Subject> {
     } else {
         println!("left out: tcg (no qemu-system-x86_64; scripts/setup --peers installs it)");
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);
-    let binary = std::env::var_os("GODWIT").map_or(target.join("release/godwit"), PathBuf::from);
+    let binary = godwit_guests::host::godwit();
     if binary.exists() {
         let command = godwit(&binary, "interp", dir, &elf, options);
         out.push(Subject { name: "interp", command });

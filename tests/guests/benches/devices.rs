@@ -22,7 +22,7 @@ fn main() {
 mod linux {
     use std::collections::BTreeMap;
     use std::io::{BufRead, BufReader};
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Command, Stdio};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -143,9 +143,7 @@ mod linux {
              \"network-interfaces\": [{{\"iface_id\": \"n\", \"host_dev_name\": \"tap0\"}}]}}\n"
         );
         std::fs::write(&config, text).map_err(|e| e.to_string())?;
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);
-        let binary = std::env::var_os("GODWIT").map_or(target.join("release/godwit"), PathBuf::from);
+        let binary = godwit_guests::host::godwit();
 
         let qemu = || {
             let mut command = Command::new("qemu-system-x86_64");

@@ -9,6 +9,7 @@
 //! no guest RAM, after the work, with one and with four vCPUs. `scripts/setup --tests` installs kernel and initramfs; the
 //! `godwit` binary is `$GODWIT`, else the release build of this workspace; what is not there is left out by name.
 
+use godwit_guests::host::{self, median, own_memory};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -42,25 +43,6 @@ fn cpu_ms(pid: u32) -> Option<u64> {
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     // Ticks are a hundredth of a second wherever this runs.
     Some((user + system) * 10)
-}
-
-/// Private memory of the process in KiB, without the mapping that is as large as the guest's RAM.
-fn own_kib(pid: u32) -> Option<u64> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
-    let (mut own, mut ram, mut seen) = (0, false, false);
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (name, value) = (words.next()?, words.next().and_then(|v| v.parse::<u64>().ok()));
-        match (name, value) {
-            ("Size:", Some(kib)) => {
-                ram = kib >= MEMORY_MIB * 1024;
-                seen |= ram;
-            }
-            ("Private_Clean:" | "Private_Dirty:", Some(kib)) if !ram => own += kib,
-            _ => {}
-        }
-    }
-    seen.then_some(own)
 }
 
 fn finish(mut child: Child) {
@@ -108,7 +90,7 @@ fn boot(name: &str, command: &mut Command, limit: Duration) -> Option<Outcome> {
             times.push((what, now - before));
             before = now;
         } else if line.contains("BENCH-END") {
-            let outcome = Outcome { times, own_kib: own_kib(pid) };
+            let outcome = Outcome { times, own_kib: own_memory(pid, MEMORY_MIB).map(|own| own.private) };
             finish(child);
             return Some(outcome);
         }
@@ -152,12 +134,6 @@ fn godwit(binary: &Path, backend: &str, vcpus: u32, kernel: &Path, initrd: &Path
     command
 }
 
-fn median(values: &[u64]) -> u64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable();
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0)
-}
-
 fn main() {
     let (mut runs, mut backend, mut limit) = (3u32, "interp".to_owned(), Duration::from_secs(600));
     let mut arguments = std::env::args().skip(1);
@@ -174,9 +150,7 @@ fn main() {
     let Some((kernel, initrd)) = images() else {
         return println!("left out: linux (no kernel and initramfs; scripts/setup --tests installs them)");
     };
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);
-    let binary = std::env::var_os("GODWIT").map_or(target.join("release/godwit"), PathBuf::from);
+    let binary = host::godwit();
     if !binary.exists() {
         return println!("left out: linux (no {}; cargo build --release --workspace)", binary.display());
     }

@@ -11,6 +11,7 @@ pub mod counter;
 pub mod dirtier;
 pub mod elf;
 pub mod hello;
+pub mod host;
 pub mod kernel;
 pub mod layout;
 pub mod multiboot;

@@ -158,7 +158,7 @@ pub const ROUTES: &[Route] = &[
         Target::Drive,
         When::PreBoot,
         "drive",
-        "`io_engine` Async and `socket` (vhost-user) are refused at the start",
+        "`io_engine` Async and `socket` (vhost-user) are refused",
     ),
     route(Patch, "/drives/{drive_id}", Target::Drive, When::PostBoot, "drive", ""),
     route(Put, "/entropy", Target::Entropy, When::PreBoot, "entropy", ""),

@@ -3,7 +3,7 @@
 use super::client;
 use super::exit;
 use crate::control::overrides::Replacement;
-use crate::snapshot::{self, Paths};
+use crate::snapshot::{self, AsideDir, Paths};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -123,11 +123,7 @@ impl Snapshot {
 
     fn write(&self) -> Result<(), String> {
         let dir = absolute(&self.dir)?;
-        let aside = {
-            let mut name = dir.file_name().ok_or("the directory needs a name")?.to_owned();
-            name.push(format!(".{}.tmp", std::process::id()));
-            dir.with_file_name(name)
-        };
+        dir.file_name().ok_or("the directory needs a name")?;
         let at = |path: &Path| {
             let path = path.display().to_string();
             move |e: std::io::Error| format!("{path}: {e}")
@@ -141,18 +137,9 @@ impl Snapshot {
                 "is there and is no snapshot: name a new directory, or an older snapshot's to replace it";
             return Err(format!("{}: {why}", dir.display()));
         }
-        std::fs::create_dir(&aside).map_err(at(&aside))?;
-        let written = self.write_to(&aside).and_then(|()| {
-            if old {
-                swap(&aside, &dir).map_err(|e| at(&dir)(e.into()))?;
-                return std::fs::remove_dir_all(&aside).map_err(at(&aside));
-            }
-            std::fs::rename(&aside, &dir).map_err(at(&dir))
-        });
-        if written.is_err() {
-            let _ = std::fs::remove_dir_all(&aside);
-        }
-        written
+        let aside = AsideDir::new(&dir).map_err(|e| e.to_string())?;
+        self.write_to(aside.temporary())?;
+        if old { aside.replace() } else { aside.place() }.map_err(at(&dir))
     }
 
     fn write_to(&self, dir: &Path) -> Result<(), String> {
@@ -181,12 +168,6 @@ fn is_replaceable(dir: &Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|mut entries| {
         entries.all(|e| e.is_ok_and(|e| e.file_name() == "state" || e.file_name() == "memory"))
     })
-}
-
-/// Lets two directories change names in one step: there is an old or a new snapshot at any moment, never half of one.
-fn swap(a: &Path, b: &Path) -> rustix::io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)
 }
 
 /// Puts Diff snapshots over the full one that they build on: a full snapshot, in a new directory, that can be restored.

@@ -27,7 +27,7 @@ impl Confine {
         let needs =
             BackendNeeds::of(plugin.descriptor()).map_err(|e| format!("{}: {e}", plugin.path().display()))?;
         let policy = match &self.seccomp_filter {
-            _ if self.no_seccomp => Policy::off(),
+            _ if self.no_seccomp => Policy::Off,
             Some(path) => {
                 let failed = |e: String| format!("--seccomp-filter {}: {e}", path.display());
                 Policy::from_json(&read(path).map_err(failed)?).map_err(|e| failed(e.to_string()))?

@@ -339,18 +339,16 @@ impl Api {
         let stop = EventFd::new(libc::EFD_CLOEXEC)?;
         let router = Router::new(handle);
         let mut server = Server::new(listener, stop.try_clone()?, max_body, router)?;
-        let (tell, entered) = std::sync::mpsc::channel();
+        let (entry, entering) = sandbox::entering();
         let serve = move || {
-            let filter = sandbox::enter(sandbox::Kind::Api, "api");
-            let bound = filter.is_ok();
-            let _ = tell.send(filter);
-            drop(tell);
-            if bound && let Err(e) = server.run() {
+            if entry.enter(sandbox::Kind::Api, "api")
+                && let Err(e) = server.run()
+            {
                 tracing::error!("the API has ended: {e}");
             }
         };
         let thread = std::thread::Builder::new().name("api".into()).spawn(serve)?;
-        entered.iter().collect::<Result<(), _>>().map_err(io::Error::other)?;
+        entering.wait().map_err(io::Error::other)?;
         Ok(Api { path: path.into(), stop, thread: Some(thread) })
     }
 }

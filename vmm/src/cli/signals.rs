@@ -30,14 +30,12 @@ pub(super) fn block() -> io::Result<()> {
 
 /// Calls `quit` at each that is to end the machine.
 pub(super) fn watch(quit: impl Fn() + Send + 'static) -> io::Result<()> {
-    let (tell, entered) = std::sync::mpsc::channel();
     let wait = move || {
-        let filter = sandbox::enter(sandbox::Kind::Signals, "signals");
-        let bound = filter.is_ok();
-        let _ = tell.send(filter);
-        drop(tell);
-        if !bound {
-            return;
+        if let Err(e) = sandbox::enter(sandbox::Kind::Signals, "signals") {
+            // Nobody waits for this thread, which would cost every start; and without it nothing ends cleanly.
+            super::terminal::restore();
+            eprintln!("godwit: {e}");
+            std::process::exit(super::exit::ERROR.into());
         }
         let set = set();
         let mut signal = 0;
@@ -49,6 +47,5 @@ pub(super) fn watch(quit: impl Fn() + Send + 'static) -> io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait)?;
-    entered.iter().collect::<Result<(), _>>().map_err(io::Error::other)
+    std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
 }

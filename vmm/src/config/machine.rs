@@ -36,6 +36,8 @@ pub enum HugePages {
     #[default]
     None,
     /// Refused by name.
+    Transparent,
+    /// Refused by name.
     #[serde(rename = "2M")]
     TwoMiB,
 }

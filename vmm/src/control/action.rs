@@ -7,7 +7,7 @@ use crate::config::{
 };
 use crate::mmds::Metadata;
 use crate::virtio::balloon::{BalloonConfig, BalloonStats};
-use crate::virtio::block::DriveConfig;
+use crate::virtio::block::{DriveConfig, FileEngine};
 use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::vsock::VsockConfig;
@@ -93,6 +93,12 @@ impl ConfigPart {
                 config.machine = m;
             }
             ConfigPart::Drive(d) => {
+                if d.io_engine == Some(FileEngine::Async) {
+                    return Err(Invalid::new("io_engine", "only \"Sync\""));
+                }
+                if d.socket.is_some() {
+                    return Err(Invalid::new("socket", "vhost-user is not offered: give path_on_host"));
+                }
                 let other = |x: &&DriveConfig| x.is_root_device && x.drive_id != d.drive_id;
                 if d.is_root_device && devices.drives.iter().find(other).is_some() {
                     return Err(Invalid::new("is_root_device", "a root device is configured already"));
@@ -118,6 +124,9 @@ impl ConfigPart {
                     return Err(Invalid::new("guest_cid", "0 to 2 and the highest are not a guest's"));
                 }
                 devices.vsock = Some(v);
+            }
+            ConfigPart::Balloon(b) if b.free_page_hinting => {
+                return Err(Invalid::new("free_page_hinting", "only false: use free_page_reporting"));
             }
             ConfigPart::Balloon(b) => devices.balloon = Some(b),
             ConfigPart::Entropy(e) => devices.entropy = Some(e),

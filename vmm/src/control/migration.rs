@@ -94,19 +94,13 @@ struct Job {
 /// Starts the thread that sends: early, so that it has a filter of its own and not one on top of its starter's.
 fn start_sender() -> Result<Mutex<mpsc::Sender<Job>>, String> {
     let (sender, jobs) = mpsc::channel::<Job>();
-    let (tell, entered) = mpsc::channel();
-    let serve = move || {
-        let filter = sandbox::enter(sandbox::Kind::Migrate, "migrate");
-        let bound = filter.is_ok();
-        let _ = tell.send(filter);
-        drop(tell);
-        if bound {
-            jobs.iter().for_each(Job::run);
-        }
+    // Nobody waits for it here: without its filter it ends, and a job that is sent to it then is refused.
+    let serve = move || match sandbox::enter(sandbox::Kind::Migrate, "migrate") {
+        Ok(()) => jobs.iter().for_each(Job::run),
+        Err(e) => tracing::error!("{e}"),
     };
     let failed = |why: &dyn std::fmt::Display| format!("no thread for migrations: {why}");
     std::thread::Builder::new().name("migrate".into()).spawn(serve).map_err(|e| failed(&e))?;
-    entered.iter().collect::<Result<(), _>>().map_err(|e| failed(&e))?;
     Ok(Mutex::new(sender))
 }
 

@@ -20,6 +20,7 @@ mod migration;
 pub mod moving;
 pub mod overrides;
 pub mod receiving;
+mod settle;
 mod snapshot;
 pub mod volumes;
 
@@ -88,6 +89,8 @@ pub struct Control {
     boot_timer: bool,
     startup_us: Option<(u64, u64)>,
     machine: Option<Machine>,
+    /// Its start is over, and what only that needed is let go of.
+    settled: bool,
     only_receives: bool,
     /// The Unix socket at which a guest is waited for.
     waits_at: Option<PathBuf>,
@@ -97,6 +100,9 @@ pub struct Control {
     handle: Handle,
     inbox: Receiver<Message>,
 }
+
+/// Idle for this long after a start, this thread does what can wait.
+const SETTLED_AFTER: Duration = Duration::from_millis(200);
 
 impl Control {
     /// An owner of no machine yet; `config` may be changed until `Start`. `consoles` gives each machine that is tried its
@@ -121,6 +127,7 @@ impl Control {
             boot_timer: false,
             startup_us: None,
             machine: None,
+            settled: false,
             only_receives: false,
             waits_at: None,
             served: None,
@@ -248,6 +255,15 @@ impl Control {
 
     /// The next message; metrics are written when they are due.
     fn next(&mut self) -> Option<Message> {
+        if self.machine.is_some() && !std::mem::replace(&mut self.settled, true) {
+            match self.inbox.recv_timeout(SETTLED_AFTER) {
+                Ok(message) => {
+                    self.settled = false;
+                    return Some(message);
+                }
+                Err(_) => settle::let_go_of_code(),
+            }
+        }
         loop {
             let Some(wait) = self.metrics.as_ref().map(Metrics::wait) else { return self.inbox.recv().ok() };
             match self.inbox.recv_timeout(wait) {

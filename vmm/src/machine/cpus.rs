@@ -2,9 +2,9 @@
 
 use super::{Event, EventSink, MachineError};
 use crate::plugin::{BackendVcpu, BackendVm, Exit, Kicker};
-use crate::sandbox;
+use crate::sandbox::{Entry, Kind};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -144,34 +144,27 @@ impl Cpus {
         count: u32,
         gate: Arc<Gate>,
         events: EventSink,
+        entry: &Entry,
     ) -> Result<Self, MachineError> {
         let made: Vec<BackendVcpu> = (0..count).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
         *gate.kickers.write().unwrap_or_else(|e| e.into_inner()) =
             made.iter().map(BackendVcpu::kicker).collect();
         let mut all = Cpus { gate, cpus: Vec::new(), throttler: None };
-        let (tell, entered) = mpsc::channel();
         for (id, vcpu) in (0..).zip(made) {
             let vcpu = Arc::new(Mutex::new(vcpu));
             let (gate, theirs, events) = (Arc::clone(&all.gate), Arc::clone(&vcpu), Arc::clone(&events));
-            let (name, tell) = (format!("vcpu{id}"), tell.clone());
+            let (name, entry) = (format!("vcpu{id}"), entry.clone());
             let thread = std::thread::Builder::new()
                 .name(name.clone())
                 .spawn(move || {
                     // No guest instruction without its filter.
-                    let filter = sandbox::enter(sandbox::Kind::Vcpu, &name);
-                    let bound = filter.is_ok();
-                    let _ = tell.send(filter);
-                    // The builder waits for the last sender to go.
-                    drop(tell);
-                    if bound {
+                    if entry.enter(Kind::Vcpu, &name) {
                         run(id, &gate, &theirs, &events);
                     }
                 })
                 .map_err(MachineError::host("vCPU thread"))?;
             all.cpus.push(Cpu { vcpu, thread: Some(thread) });
         }
-        drop(tell);
-        entered.iter().collect::<Result<(), _>>()?;
         Ok(all)
     }
 

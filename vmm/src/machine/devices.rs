@@ -16,12 +16,12 @@ use crate::board::timers::{Timed, Timers, Waker};
 use crate::board::{PowerSink, pm};
 use crate::memory::GuestRam;
 use crate::plugin::BackendVm;
-use crate::sandbox;
+use crate::sandbox::{Entry, Kind};
 use crate::virtio::slots::{Board, Busy, DevicesConfig, Slots, Subscriber};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
@@ -67,6 +67,7 @@ impl Devices {
         console: Console,
         power: PowerSink,
         events: &EventSink,
+        entry: &Entry,
     ) -> Result<Self, MachineError> {
         let chipset = Chipset::new();
         let line = |gsi| IrqLine::new(chipset.clone(), gsi);
@@ -105,9 +106,9 @@ impl Devices {
             .map_err(MachineError::host("console"))?;
         let mut subscribers: Vec<Subscriber> = vec![timers.clone(), shared(input)];
         subscribers.extend(slots.subscribers());
-        let mut loops = vec![Loop::start("devices".into(), subscribers)?];
+        let mut loops = vec![Loop::start("devices".into(), subscribers, entry)?];
         for (slot, disk) in slots.waiting_subscribers() {
-            loops.push(Loop::start(format!("disk{slot}"), vec![disk])?);
+            loops.push(Loop::start(format!("disk{slot}"), vec![disk], entry)?);
         }
         Ok(Devices {
             _loops: loops,
@@ -196,7 +197,7 @@ impl<D: BusDevice> BusDevice for Shifted<D> {
 }
 
 impl Loop {
-    fn start(name: String, subscribers: Vec<Subscriber>) -> Result<Self, MachineError> {
+    fn start(name: String, subscribers: Vec<Subscriber>, entry: &Entry) -> Result<Self, MachineError> {
         let failed = |e: event_manager::Error| MachineError::Host {
             what: "device thread",
             source: std::io::Error::other(format!("{e:?}")),
@@ -210,15 +211,9 @@ impl Loop {
         manager.add_subscriber(shared(Bell(bell.try_clone().map_err(MachineError::host("device thread"))?)));
         let end = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&end);
-        let (tell, entered) = mpsc::channel();
-        let label = name.clone();
+        let (label, entry) = (name.clone(), entry.clone());
         let serve = move || {
-            let filter = sandbox::enter(sandbox::Kind::Device, &label);
-            let bound = filter.is_ok();
-            let _ = tell.send(filter);
-            // The builder waits for the sender to go.
-            drop(tell);
-            if !bound {
+            if !entry.enter(Kind::Device, &label) {
                 return;
             }
             while !ended.load(Ordering::Acquire) {
@@ -232,7 +227,6 @@ impl Loop {
             .name(name)
             .spawn(serve)
             .map_err(MachineError::host("device thread"))?;
-        entered.iter().collect::<Result<(), _>>()?;
         Ok(Loop { end, bell, thread: Some(thread) })
     }
 }

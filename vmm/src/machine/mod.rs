@@ -35,6 +35,7 @@ use crate::board::clock::BoardClock;
 use crate::memory::ram::{self, Backing};
 use crate::memory::{GuestRam, PAGE_SIZE};
 use crate::plugin::{BackendVm, Plugin, Probe, VmConfig};
+use crate::sandbox::{self, Entering};
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::stats::Counted;
 use cpus::Cpus;
@@ -125,6 +126,8 @@ pub struct Machine {
     ram: GuestRam,
     shape: Shape,
     state: RunState,
+    /// Its threads, until they are known to be bound by their filters.
+    entering: Option<Entering>,
 }
 
 /// The model to take where none is named: the best portable one.
@@ -161,8 +164,9 @@ impl Machine {
         let ram = ram::allocate(spec.memory_bytes, &spec.backing)?;
         let clock = Arc::new(BoardClock::default());
         let gate = Arc::new(cpus::Gate::default());
-        let devices =
-            Devices::build(&spec.devices, &ram, &clock, console, wiring::power(&gate, &events), &events)?;
+        let power = wiring::power(&gate, &events);
+        let (entry, entering) = sandbox::entering();
+        let devices = Devices::build(&spec.devices, &ram, &clock, console, power, &events, &entry)?;
         let config = VmConfig {
             vcpus: spec.vcpus,
             model: model.clone(),
@@ -178,14 +182,15 @@ impl Machine {
             wiring::observe(region, &vm);
         }
         devices.connect(&vm)?;
-        let cpus = Cpus::start(&vm, spec.vcpus, gate, events)?;
+        let cpus = Cpus::start(&vm, spec.vcpus, gate, events, &entry)?;
         let regions: Vec<_> = ram.iter().map(|r| (r.start_addr().0, r.len())).collect();
         debug_assert!(regions.iter().all(|(gpa, len)| (gpa | len).is_multiple_of(PAGE_SIZE)));
         let named = Model::from_name(&model).filter(|m| *m != Model::Host).and_then(Model::features);
         let features = named.or(probe.host_features);
         let mut shape = Shape { vcpus: spec.vcpus, regions, model, features, tsc_khz: 0 };
         shape.tsc_khz = sections::tsc_khz(&vm)?;
-        Ok(Machine { cpus, devices, vm, clock, ram, shape, state: RunState::Paused })
+        let entering = Some(entering);
+        Ok(Machine { cpus, devices, vm, clock, ram, shape, state: RunState::Paused, entering })
     }
 
     /// Loads a kernel and points vCPU 0 at it. Only for a machine that has not run.
@@ -213,10 +218,13 @@ impl Machine {
     /// Runs the guest, its time `advance_ns` later than when it was stopped. Nothing if it runs.
     ///
     /// # Errors
-    /// The backend could not start its clock; the machine stays paused.
+    /// A thread could not be bound by its filter, or the backend not start its clock; the machine stays paused.
     pub fn resume(&mut self, advance_ns: u64) -> Result<(), MachineError> {
         if self.state == RunState::Running {
             return Ok(());
+        }
+        if let Some(entering) = self.entering.take() {
+            entering.wait()?;
         }
         self.vm.start_clock(advance_ns)?;
         self.clock.start(advance_ns);

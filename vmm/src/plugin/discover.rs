@@ -6,6 +6,10 @@ use super::vm::BackendError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What a plugin's file name begins with; its backend's name follows.
+const PREFIX: &str = "libgodwit_backend_";
+const SUFFIX: &str = ".so";
+
 /// What `--backend` says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Choice {
@@ -42,8 +46,17 @@ pub struct Candidate {
 
 impl Candidate {
     fn new(path: PathBuf, plugin: Result<Arc<Plugin>, PluginError>) -> Self {
-        let probe = plugin.as_ref().ok().map(|p| p.probe());
-        Candidate { path, plugin, probe }
+        Candidate { path, plugin, probe: None }
+    }
+
+    /// Asks it what it can do here, which may take milliseconds.
+    fn probed(mut self) -> Self {
+        self.probe = self.plugin.as_ref().ok().map(|p| p.probe());
+        self
+    }
+
+    fn rank(&self) -> u32 {
+        self.plugin.as_ref().map_or(0, |p| p.descriptor().rank)
     }
 
     fn usable(&self) -> Option<&Arc<Plugin>> {
@@ -83,7 +96,7 @@ fn files(given: Option<&Path>) -> Vec<PathBuf> {
         let mut here: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
         here.retain(|p| {
             let name = p.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("libgodwit_backend_") && name.ends_with(".so")
+            name.starts_with(PREFIX) && name.ends_with(SUFFIX)
         });
         here.sort();
         found.extend(here);
@@ -111,13 +124,15 @@ fn linked() -> Vec<Candidate> {
     Vec::new()
 }
 
+fn load(path: PathBuf, pins: &[Pin]) -> Candidate {
+    let plugin = Plugin::load(&path, pins);
+    Candidate::new(path, plugin)
+}
+
 /// Loads and probes every plugin that is found.
 pub fn candidates(dir: Option<&Path>, pins: &[Pin]) -> Vec<Candidate> {
-    let loaded = files(dir).into_iter().map(|path| {
-        let plugin = Plugin::load(&path, pins);
-        Candidate::new(path, plugin)
-    });
-    linked().into_iter().chain(loaded).collect()
+    let loaded = files(dir).into_iter().map(|path| load(path, pins));
+    linked().into_iter().chain(loaded).map(Candidate::probed).collect()
 }
 
 /// The backend that the user asked for; an error says what was found and why it will not do.
@@ -131,15 +146,37 @@ pub fn choose(choice: &Choice, dir: Option<&Path>, pins: &[Pin]) -> Result<Arc<P
         plugin.probe().map_err(|e| format!("plugin {}: {e}", path.display()))?;
         return Ok(plugin);
     }
-    // A name that is a plugin's file name need not load the others.
-    let named = |c: &Candidate| match choice {
-        Choice::Name(name) => c.plugin.as_ref().is_ok_and(|p| p.descriptor().name == *name),
+    // What is loaded stays and is asked takes time, so neither is done to more than are needed.
+    let mut paths = files(dir);
+    let in_turn: Box<dyn Iterator<Item = Candidate>> = match choice {
+        Choice::Name(name) => {
+            let file = format!("{PREFIX}{name}{SUFFIX}");
+            paths.sort_by_key(|p| p.file_name().is_none_or(|n| *n != *file));
+            Box::new(linked().into_iter().chain(paths.into_iter().map(|path| load(path, pins))))
+        }
+        _ => {
+            let mut all = linked();
+            all.extend(paths.into_iter().map(|path| load(path, pins)));
+            all.sort_by_key(|c| std::cmp::Reverse(c.rank()));
+            Box::new(all.into_iter())
+        }
+    };
+    let wanted = |plugin: &&Arc<Plugin>| match choice {
+        Choice::Name(name) => plugin.descriptor().name == *name,
         _ => true,
     };
-    let mut all = candidates(dir, pins);
-    all.sort_by_key(|c| std::cmp::Reverse(c.plugin.as_ref().map_or(0, |p| p.descriptor().rank)));
-    if let Some(plugin) = all.iter().filter(|c| named(c)).find_map(Candidate::usable) {
-        return Ok(Arc::clone(plugin));
+    let mut all = Vec::new();
+    let mut chosen = None;
+    for candidate in in_turn {
+        let candidate = candidate.probed();
+        chosen = candidate.usable().filter(wanted).cloned();
+        all.push(candidate);
+        if chosen.is_some() {
+            break;
+        }
+    }
+    if let Some(plugin) = chosen {
+        return Ok(plugin);
     }
     let wanted = match choice {
         Choice::Name(name) => format!("no usable backend named {name}"),

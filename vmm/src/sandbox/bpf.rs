@@ -188,23 +188,46 @@ fn checks(rule: &Rule, target: Target) -> Vec<Instruction> {
     code
 }
 
+/// Conditional jumps reach 255 instructions, unconditional ones any.
+fn over(code: &[Instruction]) -> Option<Instruction> {
+    Some(statement(libc::BPF_JMP | libc::BPF_JA, u32::try_from(code.len()).ok()?))
+}
+
+/// What happens at one call; any other goes past it.
+fn one(number: u32, block: &[Instruction], code: &mut Vec<Instruction>) -> Option<()> {
+    code.extend([Instruction { jt: 1, ..equal(number) }, over(block)?]);
+    code.extend(block);
+    Some(())
+}
+
+/// What happens at these calls, in ascending order, found by halving; `default` at any other.
+fn tree(blocks: &[(u32, &[Instruction])], default: Instruction, code: &mut Vec<Instruction>) -> Option<()> {
+    const FEW: usize = 3;
+    if blocks.len() <= FEW {
+        blocks.iter().try_for_each(|(number, block)| one(*number, block, code))?;
+        code.push(default);
+        return Some(());
+    }
+    let (low, high) = blocks.split_at(blocks.len() / 2);
+    let mut below = Vec::new();
+    tree(low, default, &mut below)?;
+    let at_least = statement(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, high[0].0);
+    code.extend([Instruction { jt: 0, jf: 1, ..at_least }, over(&below)?]);
+    code.extend(below);
+    tree(high, default, code)
+}
+
 /// Compiles rules; calls that fit none get `default`. None: longer than the kernel takes.
 #[must_use]
 pub fn compile(rules: &[Rule], default: Answer, target: Target) -> Option<Vec<Instruction>> {
     let ret = |answer: Answer| statement(libc::BPF_RET | libc::BPF_K, answer.code());
-    // In the order of first mention: what is called most stands first.
-    let mut order: Vec<u32> = Vec::new();
     let mut by_call: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
     for rule in rules {
         let number = u32::try_from(rule.number).ok()?;
         if rule.checks.len() > 12 {
             return None;
         }
-        let list = by_call.entry(number).or_default();
-        if list.is_empty() {
-            order.push(number);
-        }
-        list.push(rule);
+        by_call.entry(number).or_default().push(rule);
     }
     let mut code =
         vec![load(4), Instruction { jt: 1, ..equal(target.audit) }, ret(Answer::KillProcess), load(0)];
@@ -212,15 +235,22 @@ pub fn compile(rules: &[Rule], default: Answer, target: Target) -> Option<Vec<In
         let jset = statement(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bit);
         code.extend([Instruction { jt: 0, jf: 1, ..jset }, ret(Answer::KillProcess)]);
     }
-    for number in order {
-        let block: Vec<Instruction> =
-            by_call[&number].iter().flat_map(|r| checks(r, target)).chain([ret(default)]).collect();
-        // Conditional jumps reach 255 instructions, unconditional ones any.
-        let over = statement(libc::BPF_JMP | libc::BPF_JA, u32::try_from(block.len()).ok()?);
-        code.extend([Instruction { jt: 1, ..equal(number) }, over]);
-        code.extend(block);
+    let blocks: BTreeMap<u32, Vec<Instruction>> = by_call
+        .iter()
+        .map(|(number, rules)| {
+            let block = rules.iter().flat_map(|r| checks(r, target)).chain([ret(default)]);
+            (*number, block.collect())
+        })
+        .collect();
+    // The first rule's call, which is made most, by itself; the others as a tree: the kernel walks the program for every
+    // number there is when it is installed, and that is most of what a filter costs a start.
+    let first = rules.first().and_then(|rule| u32::try_from(rule.number).ok());
+    if let Some((number, block)) = first.and_then(|n| blocks.get_key_value(&n)) {
+        one(*number, block, &mut code)?;
     }
-    code.push(ret(default));
+    let rest: Vec<(u32, &[Instruction])> =
+        blocks.iter().filter(|(n, _)| Some(**n) != first).map(|(n, b)| (*n, b.as_slice())).collect();
+    tree(&rest, ret(default), &mut code)?;
     (code.len() <= MAX_LEN).then_some(code)
 }
 
@@ -247,6 +277,7 @@ mod tests {
                 0x20 => a = word(i.k),
                 0x54 => a &= i.k,
                 0x15 => at += usize::from(if a == i.k { i.jt } else { i.jf }),
+                0x35 => at += usize::from(if a >= i.k { i.jt } else { i.jf }),
                 0x45 => at += usize::from(if a & i.k != 0 { i.jt } else { i.jf }),
                 0x05 => at += i.k as usize,
                 0x06 => return i.k,

@@ -22,7 +22,7 @@ pub mod table;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
 
 use bpf::{Answer, Instruction, Rule, Target};
 pub use ceiling::{BackendNeeds, CeilingError};
@@ -107,57 +107,64 @@ pub enum SandboxError {
 
 /// Rules of one kind of thread, before compiling.
 #[derive(Clone, Debug)]
-struct Filter {
+pub struct Filter {
     rules: Vec<Rule>,
     default: Answer,
 }
 
-/// The filters of all kinds of thread, compiled. Empty: none are installed.
+fn target() -> Result<Target, SandboxError> {
+    Target::host().ok_or(SandboxError::Architecture(std::env::consts::ARCH))
+}
+
+/// The filters of all kinds of thread. Each is compiled by the threads that install it: few kinds ever run.
 #[derive(Clone, Debug, Default)]
-pub struct Policy {
-    programs: BTreeMap<Kind, Vec<Instruction>>,
+pub enum Policy {
+    /// None are installed.
+    #[default]
+    Off,
+    /// The table's, and what the backend asks for.
+    Builtin(BackendNeeds, Target),
+    /// A file's. A kind that is not there is not bound.
+    Given(BTreeMap<Kind, Filter>, Target),
 }
 
 impl Policy {
-    /// No filters (`--no-seccomp`).
-    #[must_use]
-    pub fn off() -> Self {
-        Self::default()
-    }
-
     /// The filters of the table and of this backend.
     pub fn builtin(needs: &BackendNeeds) -> Result<Self, SandboxError> {
-        let filters =
-            Kind::ALL.map(|kind| (kind, Filter { rules: rules(kind, needs), default: Answer::Trap }));
-        Self::compile(filters.into_iter().collect())
+        Ok(Policy::Builtin(needs.clone(), target()?))
     }
 
     /// The filters of a file (`--seccomp-filter`): nothing is added to them.
     pub fn from_json(text: &str) -> Result<Self, SandboxError> {
-        Self::compile(json::parse(text)?)
+        let policy = Policy::Given(json::parse(text)?, target()?);
+        // What is wrong with any of them is said now.
+        Kind::ALL.into_iter().try_for_each(|kind| policy.program(kind).map(drop))?;
+        Ok(policy)
     }
 
-    fn compile(filters: BTreeMap<Kind, Filter>) -> Result<Self, SandboxError> {
-        let target = Target::host().ok_or(SandboxError::Architecture(std::env::consts::ARCH))?;
-        let mut programs = BTreeMap::new();
-        for (kind, filter) in filters {
-            let code = bpf::compile(&filter.rules, filter.default, target)
-                .ok_or(SandboxError::TooLong(kind.name()))?;
-            programs.insert(kind, code);
-        }
-        Ok(Self { programs })
+    /// The program for a kind of thread; `None`: it is not bound.
+    fn program(&self, kind: Kind) -> Result<Option<Vec<Instruction>>, SandboxError> {
+        let code = match self {
+            Policy::Off => return Ok(None),
+            Policy::Builtin(needs, target) => bpf::compile(&rules(kind, needs), Answer::Trap, *target),
+            Policy::Given(filters, target) => match filters.get(&kind) {
+                Some(filter) => bpf::compile(&filter.rules, filter.default, *target),
+                None => return Ok(None),
+            },
+        };
+        code.map(Some).ok_or(SandboxError::TooLong(kind.name()))
     }
 
     /// Whether there are filters at all.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        !self.programs.is_empty()
+        !matches!(self, Policy::Off)
     }
 
     /// Binds the calling thread, for good, and all that it starts from now on. `name` is shown if it oversteps.
     pub fn install(&self, kind: Kind, name: &str) -> Result<(), SandboxError> {
         handler::label(kind, name);
-        let Some(program) = self.programs.get(&kind) else { return Ok(()) };
+        let Some(program) = self.program(kind)? else { return Ok(()) };
         let failed = |e| SandboxError::Install(kind.name(), e);
         let len = libc::c_ushort::try_from(program.len()).map_err(|_| SandboxError::TooLong(kind.name()))?;
         // The kernel only reads it.
@@ -228,6 +235,38 @@ pub fn available() -> Result<(), SandboxError> {
 /// act, except the control thread's, which enters when its machine is built.
 pub fn enter(kind: Kind, name: &str) -> Result<(), SandboxError> {
     POLICY.get().map_or(Ok(()), |policy| policy.install(kind, name))
+}
+
+/// A thread's promise to bind itself first; a clone for each of several.
+#[derive(Clone)]
+pub struct Entry(mpsc::Sender<Result<(), SandboxError>>);
+
+/// Where the threads say whether they are bound.
+pub struct Entering(mpsc::Receiver<Result<(), SandboxError>>);
+
+/// What is given to threads that are started, and what to wait at for them.
+#[must_use]
+pub fn entering() -> (Entry, Entering) {
+    let (tell, told) = mpsc::channel();
+    (Entry(tell), Entering(told))
+}
+
+impl Entry {
+    /// See [`enter`]. False: it could not, and the thread must end.
+    pub fn enter(self, kind: Kind, name: &str) -> bool {
+        let filter = enter(kind, name);
+        let bound = filter.is_ok();
+        // Nobody may wait for it any more.
+        let _ = self.0.send(filter);
+        bound
+    }
+}
+
+impl Entering {
+    /// Returns when all threads that have an [`Entry`] are bound.
+    pub fn wait(self) -> Result<(), SandboxError> {
+        self.0.iter().collect()
+    }
 }
 
 /// Whether the calling thread has a filter. What a filter would end the process for is then better refused.

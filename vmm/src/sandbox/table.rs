@@ -175,6 +175,7 @@ pub const TABLE: &[Row] = &[
     row("fstat", &[C, D, M], &[], "files: kind and size"),
     row("newfstatat", &[C, M], &[], "files: kind and size"),
     row("statx", &[C, D, M], &[], "files: kind and size"),
+    row("flock", &[C], &[], "snapshot: a file in the making is held"),
     row("unlink", &[C, S, M], &[], "sockets and half-written snapshot files (x86-64)"),
     row("unlinkat", &[C, S, M], &[], "sockets and half-written snapshot files"),
     row("rename", &[C], &[], "snapshot: put into place when whole (x86-64)"),
@@ -193,7 +194,7 @@ pub const TABLE: &[Row] = &[
     row("sched_yield", ALL, &[], "std: channels"),
     row("clock_nanosleep", ALL, &[], "std: sleep, and waits with a limit"),
     row("nanosleep", &[M], &[], "std: sleep"),
-    row("getpid", ALL, &[], "snapshot: the name of a file in the making; abort"),
+    row("getpid", ALL, &[], "abort"),
     row("tgkill", ALL, &[eq(2, libc::SIGABRT as i64)], "abort, of this process only"),
     row(
         "tgkill",

@@ -19,6 +19,7 @@ mod write;
 pub use lazy::{Served, serve_memory};
 pub use load::{Loaded, apply_diff, map_memory, read_state};
 pub use merge::merge;
+pub(crate) use write::AsideDir;
 pub use write::{Image, Written, write, write_dir};
 
 use godwit_state::{Section, StateError};

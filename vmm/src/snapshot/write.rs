@@ -5,7 +5,7 @@ use crate::memory::{self, GuestRam, PAGE_SIZE, PageSet, Region, Run};
 use crate::state::{self, MachineSection};
 use godwit_state::{RawSection, Section};
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -36,6 +36,50 @@ pub struct Written {
     pub data_bytes: u64,
 }
 
+/// The name under which `path` is made. The same at every attempt, so that what a killed one has left goes with the next.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    path.with_file_name(name)
+}
+
+/// Makes what `create` makes at `path` and holds a lock on it while it is open. What is there already is removed if nobody
+/// holds one: its maker was killed.
+///
+/// # Errors
+/// Somebody is at it, or the host's.
+fn take_over(
+    path: &Path,
+    create: impl Fn() -> io::Result<File>,
+    remove: impl Fn(&Path) -> io::Result<()>,
+) -> Result<File, SnapshotError> {
+    let made = match create() {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let left = OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+                .open(path)
+                .map_err(at(path, "look at"))?;
+            if is_held(&left) {
+                let why = "somebody else is writing it: another name, or wait until it is done".to_owned();
+                return Err(SnapshotError::Mismatch { path: path.to_owned(), why });
+            }
+            remove(path).map_err(at(path, "remove"))?;
+            create()
+        }
+        made => made,
+    };
+    let made = made.map_err(at(path, "create"))?;
+    is_held(&made);
+    Ok(made)
+}
+
+/// Whether somebody else has the lock; else it is taken. A file system without locks has nobody.
+fn is_held(file: &File) -> bool {
+    use rustix::fs::{FlockOperation, flock};
+    flock(file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
 /// A file under a temporary name, gone unless [`Aside::place`] is called.
 struct Aside {
     file: File,
@@ -46,12 +90,10 @@ struct Aside {
 
 impl Aside {
     fn new(path: &Path) -> Result<Self, SnapshotError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let _ = fs::remove_file(&temporary);
-        let file = OpenOptions::new().write(true).read(true).create_new(true).mode(0o600).open(&temporary);
-        let file = file.map_err(at(&temporary, "create"))?;
+        let temporary = temporary(path);
+        let create =
+            || OpenOptions::new().write(true).read(true).create_new(true).mode(0o600).open(&temporary);
+        let file = take_over(&temporary, create, |left| fs::remove_file(left))?;
         Ok(Aside { file, temporary, path: path.to_owned(), placed: false })
     }
 
@@ -70,6 +112,60 @@ impl Drop for Aside {
     fn drop(&mut self) {
         if !self.placed {
             let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// A directory under a temporary name, gone with all in it when this is dropped.
+pub(crate) struct AsideDir {
+    temporary: PathBuf,
+    path: PathBuf,
+    placed: bool,
+    _held: File,
+}
+
+impl AsideDir {
+    /// To become `path`.
+    ///
+    /// # Errors
+    /// Somebody else is making it, or the host's.
+    pub(crate) fn new(path: &Path) -> Result<Self, SnapshotError> {
+        let temporary = temporary(path);
+        let create = || fs::create_dir(&temporary).and_then(|()| File::open(&temporary));
+        let held = take_over(&temporary, create, |left| fs::remove_dir_all(left))?;
+        Ok(AsideDir { temporary, path: path.to_owned(), placed: false, _held: held })
+    }
+
+    /// Where it is for now.
+    pub(crate) fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Gives it its name, which nothing has yet.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(crate) fn place(mut self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.path)?;
+        self.placed = true;
+        Ok(())
+    }
+
+    /// Lets it and what has its name change names in one step: there is an old or a new one at any moment, never half of one.
+    /// The old one goes.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(crate) fn replace(self) -> io::Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        Ok(renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::EXCHANGE)?)
+    }
+}
+
+impl Drop for AsideDir {
+    fn drop(&mut self) {
+        if !self.placed {
+            let _ = fs::remove_dir_all(&self.temporary);
         }
     }
 }
@@ -120,18 +216,10 @@ pub(super) fn in_new_dir<R>(
         let why = "is there already; name a new directory".to_owned();
         return Err(SnapshotError::Mismatch { path: dir.to_owned(), why });
     }
-    let mut name = dir.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let aside = dir.with_file_name(name);
-    let _ = fs::remove_dir_all(&aside);
-    fs::create_dir(&aside).map_err(at(&aside, "create"))?;
-    let written = fill(&Paths::in_dir(&aside))
-        .and_then(|w| fs::rename(&aside, dir).map_err(at(dir, "put into place")).map(|()| w))
-        .and_then(|w| sync_parent(dir).map(|()| w));
-    if written.is_err() {
-        let _ = fs::remove_dir_all(&aside);
-    }
-    written
+    let aside = AsideDir::new(dir)?;
+    let written = fill(&Paths::in_dir(aside.temporary()))?;
+    aside.place().map_err(at(dir, "put into place"))?;
+    sync_parent(dir).map(|()| written)
 }
 
 /// The container with the section that describes the memory file.

@@ -1,9 +1,15 @@
 //! Every route against an owner that only remembers what it was asked for.
 
+mod fields;
+
 use super::super::routes::{ROUTES, When};
 use super::*;
+use crate::config::MachineSpec;
 use crate::control::Stage;
 use std::sync::{Arc, Mutex};
+
+/// An interface that every fake machine has: the metadata service needs one.
+const NET: &str = r#"{"iface_id":"n","host_dev_name":"t"}"#;
 
 #[derive(Default)]
 struct Fake {
@@ -15,6 +21,11 @@ impl Owner for Fake {
     fn act(&self, action: Action) -> Result<Outcome, Denied> {
         self.asked.lock().unwrap().push(format!("{action:?}"));
         match action {
+            Action::Configure(part) => {
+                let mut spec = MachineSpec::default();
+                spec.devices.network_interfaces.push(serde_json::from_str(NET).unwrap());
+                part.apply(&mut spec).map(|()| Outcome::Done).map_err(|e| Denied::Failed(e.to_string()))
+            }
             Action::Describe => Ok(Outcome::Instance(InstanceInfo {
                 id: "me".into(),
                 state: Stage::NotStarted,
@@ -145,12 +156,6 @@ fn what_is_wrong_is_told_by_name_and_never_reaches_the_owner() {
         (Put, "/drives/a", r#"{"drive_id":"b","path_on_host":"x","is_root_device":false}"#, "[b]"),
         (Put, "/drives/a%20b", r#"{"drive_id":"a%20b","is_root_device":false}"#, "characters"),
         (Put, "/network-interfaces/n", r#"{"iface_id":"n","host_dev_name":"t","mtu":1500}"#, "mtu"),
-        (
-            Put,
-            "/balloon",
-            r#"{"amount_mib":1,"deflate_on_oom":false,"free_page_hinting":true}"#,
-            "free_page_hinting",
-        ),
         (Put, "/serial", r#"{"rate_limiter":{"size":1,"refill_time":1}}"#, "rate_limiter"),
         (Put, "/snapshot/load", r#"{"snapshot_path":"s","version":"1"}"#, "version"),
         (Patch, "/vm", r#"{"state":"Gone"}"#, "Gone"),

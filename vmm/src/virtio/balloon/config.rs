@@ -16,6 +16,9 @@ pub struct BalloonConfig {
     /// The guest reports its free pages, which are then given back to the host.
     #[serde(default)]
     pub free_page_reporting: bool,
+    /// Only `false` is offered.
+    #[serde(default)]
+    pub free_page_hinting: bool,
 }
 
 /// What the guest has told of its memory; bytes or counts since boot (virtio 1.2, 5.5.6.4).
