@@ -3,6 +3,7 @@
 //! The program and its plugins are those that cargo built for this profile (`cargo build --workspace`).
 
 pub mod fault;
+pub mod inside;
 pub mod moves;
 pub mod net;
 

@@ -1,8 +1,9 @@
 //! Linux abroad: Debian's kernel boots here to a shell, a snapshot of it is restored at every stop, and the shell
-//! there does as it is told.
+//! there does as it is told. Of any guest: its state is the same bytes at every stop.
 
 use crate::host::{Hears, Host, Result, Stop, lock, say, title};
 use godwit_tests::harness::cached;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
@@ -57,33 +58,60 @@ pub(crate) fn abroad(program: &Path, dir: &Path, stops: &[Stop]) -> Result<()> {
     drop(host);
 
     title("Its snapshot is restored at every stop");
-    let mut everywhere = vec![here];
-    everywhere.extend_from_slice(stops);
-    for (n, stop) in everywhere.iter().enumerate() {
-        let (api, began) = (dir.join(format!("linux{n}.sock")), Instant::now());
-        let heard = Arc::new(Mutex::new(Heard::default()));
-        let mut host = Host::start(stop, api, &[], &heard)?;
-        host.wait("while its API was to answer", |_| host_api_is_there(dir, n))?;
-        ask(program, "restore", &host, &snapshot, &["--paused"])?;
-        let restored = began.elapsed();
-        let again = dir.join(format!("linux{n}.snapshot"));
-        ask(program, "snapshot", &host, &again, &["--stay-paused"])?;
-        // Not with the snapshot itself: a restored guest has an interrupt pending, that of its new generation ID.
-        let same = compare(program, &dir.join("linux0.snapshot"), &again)?;
+    restored_everywhere(program, dir, stops, &snapshot, |host, heard, told| {
         let resumed = Instant::now();
         let done = Command::new(program).args(["resume", "--api-sock"]).arg(&host.api).output();
-        succeeded("resume", &host, done)?;
+        succeeded("resume", host, done)?;
         host.type_in(TYPED)?;
-        host.wait("while the shell was to answer", |_| lock(&heard).0.contains(&answer))?;
-        say(&format!(
-            "[{:>11}] restored {:.1} s after its godwit was started, its {same} sections of state \
-             saved again are byte for byte those of the first; resumed, {:.1} s later: {answer}",
+        host.wait("while the shell was to answer", |_| lock(heard).0.contains(&answer))?;
+        say(&format!("{told}; resumed, {:.1} s later: {answer}", resumed.elapsed().as_secs_f64()));
+        Ok(())
+    })
+}
+
+/// Restores a snapshot here and at every stop, saves the guest again before it runs on, and compares; `then` gets each
+/// host, what its guest says, and what is to be told of it.
+fn restored_everywhere(
+    program: &Path,
+    dir: &Path,
+    stops: &[Stop],
+    snapshot: &Path,
+    then: impl Fn(&mut Host, &Arc<Mutex<Heard>>, String) -> Result<()>,
+) -> Result<()> {
+    let mut everywhere = vec![Stop::here(program, "interp")];
+    everywhere.extend_from_slice(stops);
+    for (n, stop) in everywhere.iter().enumerate() {
+        let (api, began) = (dir.join(format!("restored{n}.sock")), Instant::now());
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let mut host = Host::start(stop, api, &[], &heard)?;
+        let api = host.api.clone();
+        host.wait("while its API was to answer", |_| UnixStream::connect(&api).is_ok())?;
+        ask(program, "restore", &host, snapshot, &["--paused"])?;
+        let restored = began.elapsed();
+        let again = dir.join(format!("restored{n}.snapshot"));
+        ask(program, "snapshot", &host, &again, &["--stay-paused"])?;
+        // Not with the snapshot itself: a restored guest has an interrupt pending, that of its new generation ID.
+        let same = compare(program, &dir.join("restored0.snapshot"), &again)?;
+        let told = format!(
+            "[{:>11}] restored {:.1} s after its godwit was started; its {same} sections of state, saved again, are \
+             byte for byte those of the first",
             stop.name,
             restored.as_secs_f64(),
-            resumed.elapsed().as_secs_f64(),
-        ));
+        );
+        then(&mut host, &heard, told)?;
     }
     Ok(())
+}
+
+/// A snapshot of the guest at `host`, restored here and at every stop: its state is the same bytes everywhere.
+pub(crate) fn same_everywhere(program: &Path, dir: &Path, host: &Host, stops: &[Stop]) -> Result<()> {
+    title("A snapshot of it is restored at every stop, and saved again");
+    let snapshot = dir.join("guest.snapshot");
+    ask(program, "snapshot", host, &snapshot, &["--stay-paused"])?;
+    restored_everywhere(program, dir, stops, &snapshot, |_, _, told| {
+        say(&told);
+        Ok(())
+    })
 }
 
 /// One request of godwit's to the one at `host`, about the snapshot in `dir`.
@@ -127,8 +155,4 @@ fn compare(program: &Path, one: &Path, other: &Path) -> Result<usize> {
 
 fn at_prompt(said: &str) -> bool {
     said.split_once("GODWIT-INIT").is_some_and(|(_, after)| after.contains("# "))
-}
-
-fn host_api_is_there(dir: &Path, n: usize) -> bool {
-    std::os::unix::net::UnixStream::connect(dir.join(format!("linux{n}.sock"))).is_ok()
 }

@@ -173,6 +173,9 @@ fn demo(dir: &Path, options: &Options) -> Result<()> {
         reports.push((format!("{from} -> {}", stop.name), report));
         host.wait("while the guest was to count on", lines(*stay))?;
     }
+    if !stops.is_empty() && *guest != Guest::Disk {
+        linux::same_everywhere(&program, dir, &host, stops)?;
+    }
     drop(host);
 
     let screen = lock(&screen);

@@ -140,12 +140,16 @@ pub(super) fn periodic_timer_fires(plugin: Plugin) {
         s.lapic.timer_divide = 0xb;
         s.lapic.timer_deadline_ns = Some(2_000_000);
     });
-    assert_eq!(rig.run_to_done(), [tick()]);
+    // On a busy host the next one may be due before the guest has looked whether the first came.
+    let mut ticks = rig.run_to_done();
     for _ in 0..4 {
-        assert_eq!(rig.run_more(), [tick()]);
+        let more = rig.run_more();
+        assert!(!more.is_empty(), "a tick is missing");
+        ticks.extend(more);
     }
+    assert!(ticks.iter().all(|e| *e == tick()), "{ticks:?}");
     let clock = rig.stop();
-    assert!(clock.kvmclock_ns >= 10_000_000, "five ticks of 2 ms by {}", clock.kvmclock_ns);
+    assert!(clock.kvmclock_ns >= 2_000_000 * ticks.len() as u64, "{} by {}", ticks.len(), clock.kvmclock_ns);
     let deadline = rig.cpu().save().lapic.timer_deadline_ns.expect("it runs on");
     assert!(deadline > clock.kvmclock_ns && deadline <= clock.kvmclock_ns + 2_000_000);
 }
