@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 const MAGIC: &[u8] = b"godwit fuzz corpus 1\n";
 /// Bytes of a packed corpus.
-const MOST: usize = 48 << 10;
+const MOST: usize = 128 << 10;
 
 type Outcome = Result<(), String>;
 

@@ -34,5 +34,5 @@ fn xen_boots_and_runs_its_first_domain() {
     let said =
         |text: &str| assert!(lines.iter().any(|l| l.contains(text)), "no {text:?}: {}", lines.join("\n"));
     said("Xen version 4.");
-    said("Booting paravirtualized kernel on Xen PV");
+    said("Hypervisor detected: Xen PV");
 }
