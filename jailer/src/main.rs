@@ -180,11 +180,20 @@ fn run(config: &Config, started_us: u64) -> Result<std::convert::Infallible, Err
     }
     let cpu_us = sys::clock_us(libc::CLOCK_PROCESS_CPUTIME_ID);
     let mut command = Command::new(&inside);
-    command.env_clear().args(["--id", &config.id]);
-    command.args(["--start-time-us", &started_us.to_string()]);
-    command.args(["--start-time-cpu-us", &if config.new_pid_ns { 0 } else { cpu_us }.to_string()]);
-    command.args(["--parent-cpu-time-us", &cpu_us.to_string()]);
-    command.args(&config.extra);
+    command.env_clear();
+    match config.extra.split_first() {
+        // A subcommand stands before all flags, and those of Firecracker's about time are not for it.
+        Some((subcommand, rest)) if !subcommand.starts_with('-') => {
+            command.args([subcommand, "--id", &config.id]).args(rest);
+        }
+        _ => {
+            command.args(["--id", &config.id]);
+            command.args(["--start-time-us", &started_us.to_string()]);
+            command.args(["--start-time-cpu-us", &if config.new_pid_ns { 0 } else { cpu_us }.to_string()]);
+            command.args(["--parent-cpu-time-us", &cpu_us.to_string()]);
+            command.args(&config.extra);
+        }
+    }
 
     sys::drop_privileges(config.uid, config.gid).map_err(|(what, e)| Error::Privileges(what, e))?;
     let mut executables: Vec<PathBuf> = vec![inside.clone()];

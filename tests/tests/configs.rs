@@ -2,7 +2,7 @@
 
 use godwit_guests::bench;
 use godwit_tests::conformance::plugin::Plugin;
-use godwit_tests::harness::{PATIENCE, Scratch, program};
+use godwit_tests::harness::{PATIENCE, Scratch, program, traced};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,7 +26,7 @@ fn starts(name: &str, backend: &str, files: &[(&str, Vec<u8>)], until: &str) -> 
     for (file, content) in files {
         std::fs::write(scratch.path(file), content).unwrap();
     }
-    let mut command = Command::new(godwit);
+    let mut command = traced(&godwit);
     command.arg("--config-file").arg(folder().join(name)).args(["--no-api", "--backend", backend]);
     command.current_dir(scratch.path("")).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

@@ -1,10 +1,10 @@
 //! The console on a terminal and behind a pipe: raw while the guest lives, as it was after every end, and nothing lost.
 
-use godwit_tests::harness::{PATIENCE, Process, Scratch, program};
+use godwit_tests::harness::{PATIENCE, Process, Scratch, program, traced};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,16 @@ use std::time::{Duration, Instant};
 
 fn needed() -> Result<(PathBuf, PathBuf), String> {
     Ok((program("godwit")?, program("libgodwit_backend_interp.so")?))
+}
+
+/// Its threads: id and name.
+fn threads(pid: u32) -> Vec<(i32, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let named = tasks.filter_map(|t| {
+        let name = std::fs::read_to_string(t.path().join("comm")).ok()?;
+        Some((t.file_name().to_str()?.parse().ok()?, name.trim().to_owned()))
+    });
+    named.collect()
 }
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
@@ -28,6 +38,8 @@ struct Terminal {
     slave: File,
     said: Arc<Mutex<Vec<u8>>>,
     child: Child,
+    /// What ended it.
+    signal: Option<i32>,
 }
 
 impl Terminal {
@@ -58,7 +70,7 @@ impl Terminal {
                 text.lock().unwrap().extend_from_slice(&chunk[..n]);
             }
         });
-        Terminal { master, slave, said, child }
+        Terminal { master, slave, said, child, signal: None }
     }
 
     fn text(&self) -> String {
@@ -77,7 +89,7 @@ impl Terminal {
         settings.c_lflag & all == all
     }
 
-    fn signal(&self, signal: i32) {
+    fn send(&self, signal: i32) {
         // SAFETY: plain system call on a child that has not been waited for.
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
@@ -88,6 +100,7 @@ impl Terminal {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
+        self.signal = status.unwrap().signal();
         status.unwrap().code()
     }
 }
@@ -111,14 +124,14 @@ fn a_terminal_is_raw_while_the_guest_lives_and_as_before_after_every_end() {
     type Ending = (&'static str, fn(&mut Terminal), Option<i32>);
     let endings: [Ending; 6] = [
         ("Ctrl-A x", |t| t.master.write_all(b"\x01x").unwrap(), Some(0)),
-        ("SIGTERM", |t| t.signal(libc::SIGTERM), Some(0)),
-        ("SIGHUP", |t| t.signal(libc::SIGHUP), Some(0)),
-        ("SIGABRT", |t| t.signal(libc::SIGABRT), None),
-        ("SIGSEGV", |t| t.signal(libc::SIGSEGV), None),
-        ("SIGQUIT", |t| t.signal(libc::SIGQUIT), Some(0)),
+        ("SIGTERM", |t| t.send(libc::SIGTERM), Some(0)),
+        ("SIGHUP", |t| t.send(libc::SIGHUP), Some(0)),
+        ("SIGABRT", |t| t.send(libc::SIGABRT), None),
+        ("SIGSEGV", |t| t.send(libc::SIGSEGV), None),
+        ("SIGQUIT", |t| t.send(libc::SIGQUIT), Some(0)),
     ];
     for (how, end, code) in endings {
-        let mut command = Command::new(&godwit);
+        let mut command = traced(&godwit);
         command.args(["--no-api", "--config-file"]).arg(&config).arg("--backend").arg(&plugin);
         let mut terminal = Terminal::start(&mut command);
         assert!(terminal.cooked());
@@ -131,6 +144,78 @@ fn a_terminal_is_raw_while_the_guest_lives_and_as_before_after_every_end() {
         end(&mut terminal);
         assert_eq!(terminal.end(), code, "{how}: {}", terminal.text());
         assert!(terminal.cooked(), "{how}: the terminal is as it was");
+    }
+}
+
+/// A crash of any thread, which its filter must allow to end.
+#[test]
+fn a_deadly_signal_on_any_thread_leaves_the_terminal_as_it_was() {
+    let name = "a_deadly_signal_on_any_thread_leaves_the_terminal_as_it_was";
+    let (godwit, plugin) = match needed() {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {name}: {why}"),
+    };
+    let scratch = Scratch::new("deadly");
+    let config = scratch.config("counter", 16, "x86-64", "rate=100");
+    let mut done = 0;
+    for thread in ["godwit", "api", "devices", "vcpu 0", "migrate", "signals"] {
+        for signal in [libc::SIGABRT, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE] {
+            done += 1;
+            let mut command = traced(&godwit);
+            command.arg("--config-file").arg(&config).arg("--backend").arg(&plugin);
+            command.arg("--api-sock").arg(scratch.path(&format!("{done}.sock")));
+            let mut terminal = Terminal::start(&mut command);
+            until("the guest prints", || terminal.text().contains("n="));
+            assert!(!terminal.cooked(), "{thread}: raw while it lives");
+            let pid = terminal.child.id();
+            let (tid, _) = threads(pid).into_iter().find(|(_, n)| n == thread).expect(thread);
+            // SAFETY: plain system call on a child that has not been waited for.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+            let text = terminal.text();
+            assert_eq!((terminal.end(), terminal.signal), (None, Some(signal)), "{thread}: {text}");
+            assert!(terminal.cooked(), "{thread}, signal {signal}: the terminal is as it was");
+        }
+    }
+}
+
+/// Threads that a guest has taken over, in the real program: the filter ends it, and still the terminal is put back.
+#[test]
+fn a_stolen_thread_is_named_in_the_log_and_leaves_the_terminal_as_it_was() {
+    let name = "a_stolen_thread_is_named_in_the_log_and_leaves_the_terminal_as_it_was";
+    let found = needed().and_then(|(godwit, _)| Ok((godwit, program("libgodwit_backend_hostile.so")?)));
+    let (godwit, plugin) = match found {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {name}: {why}"),
+    };
+    let scratch = Scratch::new("stolen");
+    let config = scratch.config("counter", 16, "x86-64", "");
+    let calls = ["execve", "open", "socket", "ptrace", "mprotect", "mmap", "kill", "tgkill", "ioctl", "ioctl-tty"];
+    for (entry, thread) in [("run", "the vcpu thread \"vcpu 0\""), ("msi", "the device thread \"devices\"")] {
+        for told in calls {
+            let log = scratch.path(&format!("{entry}-{told}.log"));
+            let mut command = traced(&godwit);
+            command.args(["--no-api", "--config-file"]).arg(&config).arg("--backend").arg(&plugin);
+            command.arg("--log-path").arg(&log).env("GODWIT_HOSTILE", format!("{entry}:{told}"));
+            let mut terminal = Terminal::start(&mut command);
+            if entry == "msi" {
+                // What is typed before the port is set up raises no interrupt: type on.
+                until("it ends", || {
+                    let _ = terminal.master.write_all(b"x");
+                    terminal.child.try_wait().unwrap().is_some()
+                });
+            }
+            assert_eq!(terminal.end(), Some(148), "{entry} {told}: {}", terminal.text());
+            let call = match told {
+                "open" => "openat",
+                "ioctl-tty" => "ioctl",
+                other => other,
+            };
+            let wanted = format!("{thread} made the forbidden system call {call} (number ");
+            for text in [terminal.text(), std::fs::read_to_string(&log).unwrap()] {
+                assert!(text.contains(&wanted), "{entry} {told}: {text}");
+            }
+            assert!(terminal.cooked(), "{entry} {told}: the terminal is as it was");
+        }
     }
 }
 
@@ -175,7 +260,7 @@ fn a_pipe_that_is_read_slowly_gets_every_byte() {
     };
     let scratch = Scratch::new("pipe");
     let config = scratch.config("counter", 64, "x86-64", "rate=2000");
-    let mut child = Command::new(&godwit)
+    let mut child = traced(&godwit)
         .args(["--no-api", "--config-file"])
         .arg(&config)
         .arg("--backend")

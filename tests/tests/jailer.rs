@@ -10,10 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-const UID: u32 = 61_234;
-const GID: u32 = 61_235;
+use godwit_tests::harness::jail::{self, GID, UID};
 
 /// The probe, in a directory without plugins.
 fn probe() -> &'static Path {
@@ -40,40 +38,35 @@ fn jailer() -> &'static Path {
     })
 }
 
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
-}
-
 macro_rules! need_root {
     () => {
-        if !is_root() {
+        if !jail::is_root() {
             eprintln!("SKIPPED {}: the jailer must be started as root", module_path!());
             return;
         }
     };
 }
 
-/// A chroot base directory that goes away with the test.
-struct Base(PathBuf);
+/// A chroot base directory for the probe's jails.
+struct Base(jail::Base);
 
 impl Base {
     fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("godwit-jails-{}-{n}", std::process::id()));
-        fs::create_dir(&dir).unwrap();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-        Self(dir.canonicalize().unwrap())
+        Self(jail::Base::create())
+    }
+
+    fn dir(&self) -> &Path {
+        self.0.dir()
     }
 
     fn root(&self, id: &str) -> PathBuf {
-        self.0.join("jail-probe").join(id).join("root")
+        self.0.root("jail-probe", id)
     }
 
     fn command(&self, id: &str, more: &[&str]) -> Command {
         let mut c = Command::new(jailer());
         c.args(["--id", id, "--uid", &UID.to_string(), "--gid", &GID.to_string(), "--chroot-base-dir"])
-            .arg(&self.0);
+            .arg(self.dir());
         if !more.contains(&"--exec-file") {
             c.arg("--exec-file").arg(probe());
         }
@@ -91,12 +84,6 @@ impl Base {
         assert!(out.status.success(), "{more:?}: {}", String::from_utf8_lossy(&out.stderr));
         // With --daemonize and --new-pid-ns the jailer may be gone before the probe is done.
         Report::read(&self.root(id).join("report"))
-    }
-}
-
-impl Drop for Base {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -134,7 +121,7 @@ fn the_jailed_program_sees_only_its_list_and_has_no_rights() {
     let script = format!("exec 7</etc/passwd; export SECRET=1; exec {} \"$@\"", jailer().display());
     let out = Command::new("sh")
         .args(["-c", &script, "sh", "--id", "see", "--uid", "61234", "--gid", "61235", "--backend", "interp"])
-        .args(["--exec-file", probe().to_str().unwrap(), "--chroot-base-dir", base.0.to_str().unwrap()])
+        .args(["--exec-file", probe().to_str().unwrap(), "--chroot-base-dir", base.dir().to_str().unwrap()])
         .args(["--backend", probe().to_str().unwrap(), "--", "--exec", "/bin/sh"])
         .output()
         .unwrap();
@@ -144,7 +131,7 @@ fn the_jailed_program_sees_only_its_list_and_has_no_rights() {
 
     let out = Command::new("sh")
         .args(["-c", &script, "sh", "--id", "see", "--uid", "61234", "--gid", "61235"])
-        .args(["--exec-file", probe().to_str().unwrap(), "--chroot-base-dir", base.0.to_str().unwrap()])
+        .args(["--exec-file", probe().to_str().unwrap(), "--chroot-base-dir", base.dir().to_str().unwrap()])
         .args(["--backend", probe().to_str().unwrap(), "--", "--exec", "/bin/sh"])
         .output()
         .unwrap();
@@ -191,7 +178,7 @@ fn user_0_has_no_rights_either() {
     let base = Base::new();
     let mut c = Command::new(jailer());
     c.args(["--id", "zero", "--uid", "0", "--gid", "0", "--chroot-base-dir"])
-        .arg(&base.0)
+        .arg(base.dir())
         .arg("--exec-file")
         .arg(probe());
     assert!(c.status().unwrap().success());
@@ -271,9 +258,9 @@ fn a_network_namespace_is_joined() {
 fn bad_values_are_refused_and_leave_no_jail() {
     need_root!();
     let base = Base::new();
-    let link = base.0.join("link-to-dir");
+    let link = base.dir().join("link-to-dir");
     symlink("/tmp", &link).unwrap();
-    let not_dir = base.0.join("plain-file");
+    let not_dir = base.dir().join("plain-file");
     fs::write(&not_dir, "").unwrap();
     let long = "x".repeat(65);
     let not_dir = not_dir.to_str().unwrap();
@@ -309,7 +296,7 @@ fn bad_values_are_refused_and_leave_no_jail() {
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
         assert_eq!(out.status.code(), Some(1), "{id:?} {more:?}: {text}");
         assert!(text.contains(wanted), "{id:?} {more:?}: {text}");
-        assert!(!base.0.join("jail-probe").exists(), "{id:?} {more:?} left a jail");
+        assert!(!base.dir().join("jail-probe").exists(), "{id:?} {more:?} left a jail");
     }
     for (bad_base, wanted) in [
         (Path::new("/no/such/base"), "Failed to canonicalize"),
@@ -347,22 +334,22 @@ fn an_id_is_used_once_and_a_prepared_jail_is_taken() {
 fn planted_links_lead_nowhere() {
     need_root!();
     let base = Base::new();
-    let victim = base.0.join("victim");
+    let victim = base.dir().join("victim");
     fs::write(&victim, "precious").unwrap();
     // In place of the exec file, a library directory, a device directory and the root itself.
     for (id, at, to) in [
         ("exec", "jail-probe", victim.clone()),
-        ("dev", "dev", base.0.join("elsewhere")),
-        ("run", "run", base.0.join("elsewhere")),
+        ("dev", "dev", base.dir().join("elsewhere")),
+        ("run", "run", base.dir().join("elsewhere")),
     ] {
         let root = base.root(id);
         fs::create_dir_all(&root).unwrap();
-        fs::create_dir_all(base.0.join("elsewhere")).unwrap();
+        fs::create_dir_all(base.dir().join("elsewhere")).unwrap();
         symlink(&to, root.join(at)).unwrap();
         let out = base.run(id, &[]);
         assert!(!out.status.success(), "{id}");
         assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
-        assert_eq!(fs::read_dir(base.0.join("elsewhere")).unwrap().count(), 0, "{id}");
+        assert_eq!(fs::read_dir(base.dir().join("elsewhere")).unwrap().count(), 0, "{id}");
     }
     fs::create_dir_all(base.root("r").parent().unwrap()).unwrap();
     symlink("/", base.root("r")).unwrap();
@@ -370,7 +357,7 @@ fn planted_links_lead_nowhere() {
     assert!(String::from_utf8_lossy(&out.stderr).contains("is not a directory"), "{out:?}");
 
     // A directory on the way that somebody else could exchange.
-    let other = base.0.join("jail-probe/weak");
+    let other = base.dir().join("jail-probe/weak");
     fs::create_dir_all(&other).unwrap();
     fs::set_permissions(&other, fs::Permissions::from_mode(0o777)).unwrap();
     let out = base.run("weak", &[]);
@@ -381,7 +368,7 @@ fn planted_links_lead_nowhere() {
 fn a_linked_exec_file_is_followed_once() {
     need_root!();
     let base = Base::new();
-    let link = base.0.join("godwit-current");
+    let link = base.dir().join("godwit-current");
     symlink(probe(), &link).unwrap();
     let r = base.report("link", &["--exec-file", link.to_str().unwrap()]);
     assert!(r.one("args").starts_with("/jail-probe "), "the jail is named for what the link leads to");
@@ -429,8 +416,8 @@ fn device_nodes_are_those_of_the_chosen_backend() {
     need_root!();
     let base = Base::new();
     // Any library will do: the jailer goes by the plugins' names.
-    let bin = base.0.join("bin");
-    let lib = base.0.join("lib/godwit");
+    let bin = base.dir().join("bin");
+    let lib = base.dir().join("lib/godwit");
     fs::create_dir_all(&bin).unwrap();
     fs::create_dir_all(&lib).unwrap();
     let exec = bin.join("jail-probe");

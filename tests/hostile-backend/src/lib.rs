@@ -1,7 +1,8 @@
 //! A backend that misbehaves as the environment variable `GODWIT_HOSTILE` tells it: it stands for a vCPU or device thread that a
 //! guest has taken over.
 //!
-//! - `run:CALL` makes a forbidden system call from `vcpu_run`, `msi:CALL` from `vm_signal_msi`;
+//! - `run:CALL` makes a forbidden system call from `vcpu_run`, `msi:CALL` from `vm_signal_msi`: then the vCPU has set the serial
+//!   port up so that what is typed comes as a message-signalled interrupt, from the device thread;
 //! - `panic:ENTRY` panics in that entry point;
 //! - `greedy-call`, `greedy-ioctl` declare more than the ceiling allows;
 //! - nothing: an idle CPU that waits for its kick.
@@ -88,9 +89,9 @@ impl Backend for Hostile {
         })
     }
 
-    fn create_vm(_: &VmConfig, _: Host) -> Result<HostileVm> {
+    fn create_vm(_: &VmConfig, host: Host) -> Result<HostileVm> {
         panic_if("create");
-        Ok(HostileVm)
+        Ok(HostileVm { host })
     }
 }
 
@@ -126,7 +127,9 @@ pub extern "C" fn godwit_backend_entry() -> *const abi::BackendTable {
     }
 }
 
-struct HostileVm;
+struct HostileVm {
+    host: Host,
+}
 
 impl Vm for HostileVm {
     type Vcpu = HostileVcpu;
@@ -198,7 +201,7 @@ impl Vm for HostileVm {
 
     fn create_vcpu(&self, _: u32) -> Result<HostileVcpu> {
         panic_if("create_vcpu");
-        Ok(HostileVcpu { kick: Arc::default() })
+        Ok(HostileVcpu { kick: Arc::default(), host: self.host, listens: told("msi:").is_none() })
     }
 }
 
@@ -213,6 +216,22 @@ impl Kick for Flag {
 
 struct HostileVcpu {
     kick: Arc<Flag>,
+    host: Host,
+    /// The serial port is set up.
+    listens: bool,
+}
+
+impl HostileVcpu {
+    /// What a guest's driver does to hear of each character: the UART's interrupt on, and the I/O APIC's pin 4 unmasked.
+    fn listen(&mut self) {
+        const IOAPIC: u64 = 0xfec0_0000;
+        self.host.pio_write(0, 0x3f9, 1, 1);
+        for (register, value) in [(0x19, 0), (0x18, 0x41)] {
+            self.host.mmio_write(0, IOAPIC, 4, register);
+            self.host.mmio_write(0, IOAPIC + 0x10, 4, value);
+        }
+        self.listens = true;
+    }
 }
 
 impl Vcpu for HostileVcpu {
@@ -220,6 +239,9 @@ impl Vcpu for HostileVcpu {
         panic_if("run");
         if let Some(call) = told("run:") {
             misbehave(call);
+        }
+        if !self.listens {
+            self.listen();
         }
         while !self.kick.0.swap(false, Ordering::Acquire) {
             std::thread::sleep(std::time::Duration::from_millis(1));

@@ -1,22 +1,76 @@
 //! `godwit-syscalls PROGRAM ARGUMENT...`: becomes PROGRAM, with a tracer beside it that notes which rules of the seccomp filters
 //! it uses, into the directory `GODWIT_SYSCALLS`. The harness puts it before godwit when that variable is set.
+//!
+//! `godwit-syscalls --unused DIR` compares what is in such a directory with the filters; it fails if a rule was not used.
+//! `--seen DIR` prints what was used.
 
-use godwit_tests::syscalls::{DIR, follow};
+use godwit_tests::harness::program;
+use godwit_tests::syscalls::{DIR, Seen, follow, unused, unused_by_backend};
+use godwit_vmm::plugin::Plugin;
+use godwit_vmm::sandbox::table;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 fn main() {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     let [program, rest @ ..] = args.as_slice() else {
-        eprintln!("usage: godwit-syscalls PROGRAM ARGUMENT...");
+        eprintln!("usage: godwit-syscalls PROGRAM ARGUMENT... | --unused DIR | --seen DIR");
         std::process::exit(2);
     };
+    match (program.to_str(), rest) {
+        (Some("--unused"), [dir]) => std::process::exit(report(&Seen::of(dir.as_ref()))),
+        (Some("--seen"), [dir]) => return print(&Seen::of(dir.as_ref())),
+        _ => {}
+    }
     if let Some(dir) = std::env::var_os(DIR) {
         trace(std::path::Path::new(&dir));
     }
     let error = Command::new(program).args(rest).env_remove(DIR).exec();
     eprintln!("{}: {error}", program.display());
     std::process::exit(127);
+}
+
+/// Prints what was used, by rows and calls.
+fn print(seen: &Seen) {
+    for (kind, at) in &seen.rows {
+        if let Some(row) = table::TABLE.get(*at) {
+            println!("{kind}: {} {:x?} ({})", row.call, row.checks, row.caller);
+        }
+    }
+    for (kind, call, [a, b, c]) in &seen.others {
+        println!("{kind}: {call}({a:#x}, {b:#x}, {c:#x}) by the backend");
+    }
+}
+
+/// Prints which rules were not used: the exit code.
+fn report(seen: &Seen) -> i32 {
+    if !cfg!(target_arch = "x86_64") {
+        println!("SKIPPED unused rules: what the suites use is known for x86-64 only");
+        return 0;
+    }
+    let (mut missing, rules, kept) = unused(seen);
+    println!("the table: {rules} rules (row and kind of thread), {kept} of them kept for a reason given there");
+    for name in ["kvm", "interp"] {
+        let loaded = program(&format!("libgodwit_backend_{name}.so"))
+            .and_then(|path| Plugin::load(&path, &[]).map_err(|e| e.to_string()))
+            .and_then(|plugin| plugin.probe().map(|_| plugin).map_err(|e| e.to_string()));
+        match loaded {
+            Ok(plugin) => {
+                let (more, rules) = unused_by_backend(seen, plugin.descriptor());
+                println!("the backend {name}: {rules} calls and requests beyond the table");
+                missing.extend(more);
+            }
+            Err(why) => println!("SKIPPED unused rules of the backend {name}: {why}"),
+        }
+    }
+    for line in &missing {
+        println!("never used: {line}");
+    }
+    match missing.len() {
+        0 => println!("every rule was used"),
+        n => println!("{n} rules were not used: take them from the table, or have a test use them"),
+    }
+    i32::from(!missing.is_empty())
 }
 
 /// Puts a tracer beside this process: a grandchild, so that the program has no child that it knows nothing of.

@@ -4,6 +4,7 @@
 
 pub mod fault;
 pub mod inside;
+pub mod jail;
 pub mod moves;
 pub mod net;
 

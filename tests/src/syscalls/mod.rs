@@ -2,8 +2,10 @@
 //!
 //! With `GODWIT_SYSCALLS=DIR` in its environment the harness puts a tracer beside each godwit that it starts; the tracer
 //! writes what it saw to DIR, by rows of the table. A call counts for the kind of thread
-//! that made it, from the moment that the thread has its filter.
+//! that made it, from the moment that the thread has its filter. `scripts/rules` runs the suites so and has [`unused`]
+//! compare what was seen with the table.
 
+use godwit_vmm::plugin::Descriptor;
 use godwit_vmm::sandbox::{Kind, names, table};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
@@ -12,7 +14,10 @@ use std::path::Path;
 /// Directory for what is seen; the tracer is only there if it is set.
 pub const DIR: &str = "GODWIT_SYSCALLS";
 
-/// What a thread's name says of its kind. A new kind of thread gets a line here.
+/// Stands for the kind of a thread whose name [`kind_of`] does not know.
+const UNKNOWN: &str = "unknown";
+
+/// What a thread's name says of its kind, the first thread's aside. A new kind of thread gets a line here.
 pub fn kind_of(thread: &str) -> Option<Kind> {
     let begins = |with| thread.starts_with(with);
     match thread {
@@ -21,7 +26,7 @@ pub fn kind_of(thread: &str) -> Option<Kind> {
         "migrate" => Some(Kind::Migrate),
         "signals" => Some(Kind::Signals),
         _ if begins("vcpu") => Some(Kind::Vcpu),
-        _ if begins("blk") => Some(Kind::Device),
+        _ if begins("disk") => Some(Kind::Device),
         _ => None,
     }
 }
@@ -111,6 +116,49 @@ impl Seen {
     }
 }
 
+/// What the filters allow and nobody was seen using, each as a line for people; and how many rules there are and how many
+/// of them are kept for a reason of their own (see [`table::Row::kept`]).
+pub fn unused(seen: &Seen) -> (Vec<String>, usize, usize) {
+    let (mut missing, mut rules, mut kept) = (Vec::new(), 0, 0);
+    for (_, name, _) in seen.others.iter().filter(|(kind, ..)| kind == UNKNOWN) {
+        missing.push(format!("the thread {name}: of which kind is it? (syscalls::kind_of)"));
+    }
+    for (at, row) in table::TABLE.iter().enumerate().filter(|(_, row)| row.numbers().next().is_some()) {
+        for kind in row.kinds {
+            rules += 1;
+            if !row.kept.is_empty() {
+                kept += 1;
+            } else if !seen.rows.contains(&(kind.name().to_owned(), at)) {
+                missing.push(format!("{}: {} {:x?} ({})", kind.name(), row.call, row.checks, row.caller));
+            }
+        }
+    }
+    (missing, rules, kept)
+}
+
+/// The same for a backend's calls and requests, as far as they go beyond the table's; and how many those are.
+pub fn unused_by_backend(seen: &Seen, backend: &Descriptor) -> (Vec<String>, usize) {
+    let (mut missing, mut rules) = (Vec::new(), 0);
+    for (kind, calls, ioctls) in [
+        (Kind::Control, &backend.system_calls, &backend.ioctls),
+        (Kind::Vcpu, &backend.vcpu.system_calls, &backend.vcpu.ioctls),
+        (Kind::Device, &backend.device.system_calls, &backend.device.ioctls),
+    ] {
+        let in_table = |call: &str| {
+            table::TABLE.iter().any(|r| r.call == call && r.kinds.contains(&kind) && r.checks.is_empty())
+        };
+        let beyond = calls.iter().filter(|c| *c != "ioctl" && !in_table(c) && names::number(c).is_some());
+        let wanted = beyond.map(|c| (c.clone(), 0)).chain(ioctls.iter().map(|r| ("ioctl".to_owned(), *r)));
+        for (call, request) in wanted {
+            rules += 1;
+            if !seen.calls.contains(&(kind.name().to_owned(), call.clone(), request)) {
+                missing.push(format!("{}: {call} {request:#x} (the backend {})", kind.name(), backend.name));
+            }
+        }
+    }
+    (missing, rules)
+}
+
 /// `struct ptrace_syscall_info` of a call's entry.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -173,8 +221,12 @@ pub fn follow(pid: i32, ready: impl FnOnce()) -> Seen {
                         .is_ok_and(|c| c.split(|b| *b == 0).any(|w| w == b"receive"));
                     let first = installs.insert(tid);
                     let main = if receives && first { Kind::Receive } else { Kind::Control };
-                    let kind = kind_of(name.unwrap_or_default().trim()).unwrap_or(main);
-                    kinds.insert(tid, Some(kind));
+                    let name = name.unwrap_or_default().trim().replace(' ', "-");
+                    let kind = if tid == pid { Some(main) } else { kind_of(&name) };
+                    if kind.is_none() {
+                        seen.others.insert((UNKNOWN.into(), name, [0; 3]));
+                    }
+                    kinds.insert(tid, kind);
                 }
             }
         } else if event == libc::PTRACE_EVENT_CLONE {

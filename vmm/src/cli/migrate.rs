@@ -2,7 +2,7 @@
 
 use super::client;
 use crate::control::MigrationRequest;
-use crate::migrate::{LimitsChange, MemoryWay, Mode, OnTimeout, Phase, SendRequest, Snapshot};
+use crate::migrate::{Address, LimitsChange, MemoryWay, Mode, OnTimeout, Phase, SendRequest, Snapshot};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -108,6 +108,12 @@ pub struct Migrate {
 /// A word of the API's.
 fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|e| e.to_string())
+}
+
+/// Where to, with the address of a name: the sender cannot ask, for its filters allow no resolver.
+fn resolved(target: &str) -> Result<String, String> {
+    let address = target.parse::<Address>().and_then(Address::resolved);
+    address.map(|a| a.to_string()).map_err(|e| e.to_string())
 }
 
 /// Bytes with a unit.
@@ -240,7 +246,7 @@ impl Migrate {
         let put =
             |request: &MigrationRequest| Ok(("PUT", serde_json::to_string(request).unwrap_or_default()));
         if self.recover {
-            put(&MigrationRequest::Recover { target: self.target.clone() })
+            put(&MigrationRequest::Recover { target: self.target.as_deref().map(resolved).transpose()? })
         } else if self.switch {
             put(&MigrationRequest::Postcopy)
         } else if self.cancel {
@@ -257,7 +263,8 @@ impl Migrate {
             change.check()?;
             Ok(("PATCH", serde_json::to_string(&change).unwrap_or_default()))
         } else {
-            let request = self.request();
+            let mut request = self.request();
+            request.target = resolved(&request.target)?;
             request.check().map_err(|e| e.to_string())?;
             put(&MigrationRequest::Send(Box::new(request)))
         }

@@ -34,6 +34,14 @@ pub(super) fn restore() {
     }
 }
 
+/// The same for a process that ends without unwinding, unless this thread's filter is a user's own, which may forbid it: that
+/// would end the process for another reason than the one it dies of.
+fn restore_at_end() {
+    if crate::sandbox::may_set_terminal() {
+        restore();
+    }
+}
+
 /// Makes it raw again after the shell had it: the process was stopped, and goes on in the foreground.
 pub(super) fn again() {
     if RAW.load(Ordering::SeqCst)
@@ -52,16 +60,14 @@ fn in_foreground(terminal: &File) -> bool {
 }
 
 extern "C" fn last_words(signal: libc::c_int) {
-    // A thread whose filter forbids it must not: that would end the process for another reason than the one it dies of.
-    if crate::sandbox::may_set_terminal() {
-        restore();
-    }
+    restore_at_end();
     // The disposition is the default again. A fault would come anew by itself, somebody's signal would not.
     // SAFETY: plain system call, which every filter allows for these signals.
     unsafe { libc::raise(signal) };
 }
 
 fn on_deadly_signals() {
+    crate::sandbox::handler::at_end(restore_at_end);
     for signal in DEADLY {
         // SAFETY: all zero is a valid sigaction; the handler calls only tcsetattr, raise and atomics. It runs once
         // (SA_RESETHAND), on the alternative stack if there is one.

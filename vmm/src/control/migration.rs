@@ -13,13 +13,15 @@ use crate::sandbox;
 use crate::virtio::block::OnMigration;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 /// After the guest has gone this process stays so long for somebody to fetch the report.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long a request waits for a failed migration to be cleared up: it is over for whoever watches a moment before that.
+const CLEARING: Duration = Duration::from_millis(200);
 
 impl Door for MachineDoor {
     type Gone = ();
@@ -77,6 +79,7 @@ struct Shared {
     handle: Handle,
     /// To the thread that sends; or why there is none.
     sender: Result<Mutex<mpsc::Sender<Job>>, String>,
+    busy: Arc<Busy>,
     current: Mutex<Option<Progress>>,
     /// How the other end was reached.
     way: Mutex<Option<Way>>,
@@ -89,6 +92,37 @@ struct Job {
     migrations: Migrations,
     request: Box<SendRequest>,
     reply: mpsc::Sender<Result<(), String>>,
+    /// Given back when all is cleared up.
+    _claim: Claim,
+}
+
+/// Whether the sending thread has a job. Who asks for another must not wait for its end: it is the API's thread.
+#[derive(Default)]
+struct Busy {
+    taken: Mutex<bool>,
+    freed: Condvar,
+}
+
+struct Claim(Arc<Busy>);
+
+impl Busy {
+    fn taken(&self) -> std::sync::MutexGuard<'_, bool> {
+        self.taken.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The sending thread; `None` if it does not become free in a moment.
+    fn claim(self: &Arc<Self>) -> Option<Claim> {
+        let waited = self.freed.wait_timeout_while(self.taken(), CLEARING, |taken| *taken);
+        let (mut taken, _) = waited.unwrap_or_else(|e| e.into_inner());
+        (!std::mem::replace(&mut *taken, true)).then(|| Claim(Arc::clone(self)))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        *self.0.taken() = false;
+        self.0.freed.notify_one();
+    }
 }
 
 /// Starts the thread that sends: early, so that it has a filter of its own and not one on top of its starter's.
@@ -127,6 +161,7 @@ impl Migrations {
         Migrations(Arc::new(Shared {
             handle,
             sender: start_sender(),
+            busy: Arc::default(),
             current: Mutex::new(None),
             way: Mutex::new(None),
             seen: AtomicBool::new(false),
@@ -236,11 +271,12 @@ impl Migrations {
     }
 
     fn send(&self, request: Box<SendRequest>) -> Result<(), String> {
-        // The sending thread is busy then, and would not answer.
         self.may_send()?;
+        let busy = || "a migration is still being cleared up; ask again".to_owned();
+        let _claim = self.0.busy.claim().ok_or_else(busy)?;
         let (reply, answer) = mpsc::channel();
         let sender = self.0.sender.as_ref().map_err(Clone::clone)?;
-        let job = Job { migrations: self.clone(), request, reply };
+        let job = Job { migrations: self.clone(), request, reply, _claim };
         let gone = || "the thread for migrations has ended".to_owned();
         sender.lock().unwrap_or_else(|e| e.into_inner()).send(job).map_err(|_| gone())?;
         answer.recv().map_err(|_| gone())?

@@ -81,6 +81,11 @@ impl SendRequest {
     pub fn check(&self) -> Result<(Address, Options), MigrateError> {
         let address: Address = self.target.parse()?;
         let bad = |why: &str| MigrateError::Address { address: self.target.clone(), why: why.into() };
+        if address.needs_resolver() && crate::sandbox::confined() {
+            return Err(bad(
+                "with seccomp on no name is resolved: say tcp:NAME@ADDRESS:PORT, as `godwit migrate` does",
+            ));
+        }
         require_protection(&address, self.tls_dir.is_some(), self.insecure)?;
         if self.max_rounds == 0 || self.idle_s == 0 || self.bandwidth_bytes_per_s == Some(0) {
             return Err(bad("max_rounds, idle_s and bandwidth_bytes_per_s must not be 0"));

@@ -5,7 +5,7 @@
 //! authority; the sender checks that the receiver's certificate is for the host that it connects to.
 
 use super::error::MigrateError;
-use super::transport::{Address, Stream};
+use super::transport::{Address, Stream, certified_name};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -105,8 +105,8 @@ impl Tls {
                 let Address::Tcp { host, .. } = address else {
                     return Err(refused("TLS is for tcp addresses".into()));
                 };
-                let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-                let name = ServerName::try_from(host.to_owned()).map_err(|e| refused(e.to_string()))?;
+                let name = ServerName::try_from(certified_name(host).to_owned())
+                    .map_err(|e| refused(e.to_string()))?;
                 let connection =
                     ClientConnection::new(Arc::clone(config), name).map_err(|e| refused(e.to_string()))?;
                 Ok(Box::new(StreamOwned::new(connection, socket)))

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 /// Where a guest goes to, or is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    /// A TCP port; the host may be a name.
+    /// A TCP port; the host may be a name, with its address if that is known (`name@192.0.2.1`).
     Tcp {
-        /// Name, IPv4 or bracketed IPv6 address.
+        /// Name, IPv4 or bracketed IPv6 address, or name, `@` and either.
         host: String,
         /// Port.
         port: u16,
@@ -47,9 +47,12 @@ impl std::str::FromStr for Address {
                 let (host, port) =
                     rest.rsplit_once(':').ok_or_else(|| bad("a port is missing: tcp:HOST:PORT"))?;
                 let port = port.parse().map_err(|_| bad("the port is a number from 0 to 65535"))?;
-                if host.is_empty() || (host.contains(':') && !(host.starts_with('[') && host.ends_with(']')))
-                {
+                let (name, ip) = host.rsplit_once('@').map_or((None, host), |(name, ip)| (Some(name), ip));
+                if ip.is_empty() || (ip.contains(':') && !(ip.starts_with('[') && ip.ends_with(']'))) {
                     return Err(bad("a host is a name, an IPv4 address or an IPv6 address in brackets"));
+                }
+                if name.is_some_and(|n| n.is_empty() || n.contains(['@', ':']) || !is_ip(ip)) {
+                    return Err(bad("say NAME@ADDRESS, the address being IPv4, or IPv6 in brackets"));
                 }
                 Ok(Address::Tcp { host: host.to_owned(), port })
             }
@@ -94,14 +97,54 @@ impl Address {
     pub fn is_this_host(&self) -> bool {
         self.is_local() && !matches!(self, Address::Vsock { .. })
     }
+
+    /// True if somebody must be asked where that is.
+    pub fn needs_resolver(&self) -> bool {
+        matches!(self, Address::Tcp { host, .. } if !host.contains('@') && !is_ip(host) && !is_localhost(host))
+    }
+
+    /// The same with the address of its name: for a process whose filter lets it ask nobody.
+    ///
+    /// # Errors
+    /// The resolver's.
+    pub fn resolved(self) -> Result<Self, MigrateError> {
+        let Address::Tcp { host, port } = &self else { return Ok(self) };
+        if !self.needs_resolver() {
+            return Ok(self);
+        }
+        let failed = |why: String| MigrateError::Address { address: self.to_string(), why };
+        let all = resolve(host, *port).map_err(|e| failed(format!("{host} is not found: {e}")))?;
+        let ip = match all.first().ok_or_else(|| failed("the name has no address".into()))? {
+            SocketAddr::V4(v4) => v4.ip().to_string(),
+            SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
+        };
+        Ok(Address::Tcp { host: format!("{host}@{ip}"), port: *port })
+    }
+}
+
+fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+}
+
+fn is_ip(host: &str) -> bool {
+    without_brackets(host).parse::<std::net::IpAddr>().is_ok()
+}
+
+fn is_localhost(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+}
+
+/// The name that a certificate must be for.
+pub(super) fn certified_name(host: &str) -> &str {
+    without_brackets(host.rsplit_once('@').map_or(host, |(name, _)| name))
 }
 
 fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let host = without_brackets(host.rsplit_once('@').map_or(host, |(_, ip)| ip));
     if let Ok(ip) = host.parse::<std::net::IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    if host.eq_ignore_ascii_case("localhost") {
+    if is_localhost(host) {
         return Ok(vec![
             (std::net::Ipv4Addr::LOCALHOST, port).into(),
             (std::net::Ipv6Addr::LOCALHOST, port).into(),
@@ -109,7 +152,7 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     }
     // A resolver reads files, loads libraries and asks servers, for which the filter would end the process.
     if crate::sandbox::confined() {
-        let why = format!("`{host}` is a name; with seccomp on give an IP address");
+        let why = format!("`{host}` is a name, and with seccomp on none is resolved: say NAME@ADDRESS");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     Ok((host, port).to_socket_addrs()?.collect())
@@ -336,18 +379,33 @@ mod tests {
 
     #[test]
     fn addresses_parse_and_print() {
-        for text in ["tcp:localhost:1234", "tcp:[::1]:1", "unix:/run/x", "vsock:3:5000", "vsock:any:1"] {
+        let good = "tcp:localhost:1234 tcp:[::1]:1 unix:/run/x vsock:3:5000 vsock:any:1 tcp:far.example@192.0.2.1:7 tcp:x@[::1]:1";
+        for text in good.split(' ') {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in
-            ["", "tcp", "tcp:host", "tcp:host:70000", "tcp:::1:5", "tcp::5", "unix:", "vsock:3", "ftp:a:1"]
-        {
+        let bad = "tcp tcp:host tcp:host:70000 tcp:::1:5 tcp::5 unix: vsock:3 ftp:a:1 tcp:a@b:1 tcp:@::1:1 tcp:@192.0.2.1:1 tcp:a@:1";
+        for text in bad.split(' ').chain([""]) {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
         let local = |s: &str| s.parse::<Address>().unwrap().is_local();
         assert!(
             local("tcp:127.0.0.1:1") && local("tcp:[::1]:1") && local("unix:x") && !local("tcp:0.0.0.0:1")
         );
+    }
+
+    #[test]
+    fn a_name_with_its_address_asks_nobody_and_keeps_its_name() {
+        let address: Address = "tcp:far.example@127.0.0.1:7".parse().unwrap();
+        assert!(!address.needs_resolver() && address.is_local());
+        assert_eq!(resolve("far.example@[::1]", 7).unwrap(), ["[::1]:7".parse().unwrap()]);
+        assert_eq!((certified_name("far.example@[::1]"), certified_name("[::1]")), ("far.example", "::1"));
+        let name: Address = "tcp:no-such-host.invalid:7".parse().unwrap();
+        assert!(name.needs_resolver());
+        let error = name.resolved().unwrap_err().to_string();
+        assert!(error.contains("no-such-host.invalid is not found"), "{error}");
+        for same in ["tcp:localhost:7", "unix:/x", "tcp:192.0.2.1:7"].map(|a| a.parse::<Address>().unwrap()) {
+            assert_eq!(same.clone().resolved().unwrap(), same);
+        }
     }
 
     #[test]

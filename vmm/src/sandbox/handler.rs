@@ -1,9 +1,10 @@
 //! What happens at a forbidden system call: a line that names call and thread, and the end of the process.
 //!
-//! Installed once by `main`, before any filter. The handler is only for the message: a thread that blocks SIGSYS or has
-//! lost its stack is killed by the kernel without it.
+//! Installed once by `main`, before any filter. The handler is only for the message and the terminal: a thread that blocks
+//! SIGSYS or has lost its stack is killed by the kernel without it.
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::{io, mem, ptr};
 
@@ -11,6 +12,9 @@ use super::{Kind, names};
 
 /// Exit code after a forbidden system call (Firecracker's BadSyscall).
 pub const EXIT_BAD_SYSCALL: i32 = 148;
+
+/// What else is put right before the process ends.
+static LAST: OnceLock<fn()> = OnceLock::new();
 
 /// Where the line goes besides standard error; -1: nowhere.
 static LOG: AtomicI32 = AtomicI32::new(-1);
@@ -27,16 +31,17 @@ thread_local! {
     static CONFINED: Cell<bool> = const { Cell::new(false) };
 }
 
+thread_local! {
+    /// Set once this thread has made a forbidden call.
+    static ENDING: Cell<bool> = const { Cell::new(false) };
+}
+
 pub(super) fn set_confined() {
     CONFINED.set(true);
 }
 
 pub(super) fn confined() -> bool {
     CONFINED.get()
-}
-
-pub(super) fn kind() -> Option<Kind> {
-    LABEL.get().0
 }
 
 /// The head of `siginfo_t` for SIGSYS on 64-bit Linux.
@@ -69,6 +74,12 @@ pub fn install(log: Option<i32>) -> io::Result<()> {
 /// Where the line goes besides standard error from now on.
 pub fn log_to(log: Option<i32>) {
     LOG.store(log.unwrap_or(-1), Ordering::Relaxed);
+}
+
+/// Has `last` called before the process ends over a forbidden call, by the thread that made it: for what outlives the
+/// process, such as a terminal's settings. It must be fit for a handler of signals. The first counts.
+pub fn at_end(last: fn()) {
+    let _ = LAST.set(last);
 }
 
 /// Tells the handler who this thread is.
@@ -127,6 +138,11 @@ fn compose(call: i64, kind: Option<Kind>, thread: &[u8]) -> Line {
 }
 
 extern "C" fn handle(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    if ENDING.try_with(|e| e.replace(true)).unwrap_or(true) {
+        // What is put right at the end was forbidden too.
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(EXIT_BAD_SYSCALL) }
+    }
     // SAFETY: the kernel gives a whole siginfo_t, at least as long as `SigsysInfo` and laid out so for SIGSYS.
     let call = unsafe { (*info.cast::<SigsysInfo>()).call };
     let (kind, name) = LABEL.try_with(Cell::get).unwrap_or((None, [0; LABEL_LEN]));
@@ -137,6 +153,9 @@ extern "C" fn handle(_signal: libc::c_int, info: *mut libc::siginfo_t, _context:
             // SAFETY: the bytes are this function's own. Nothing could be done about a failure.
             unsafe { libc::write(fd, line.bytes.as_ptr().cast(), line.len) };
         }
+    }
+    if let Some(last) = LAST.get() {
+        last();
     }
     // SAFETY: ends the process at once, without running anybody's code.
     unsafe { libc::_exit(EXIT_BAD_SYSCALL) }

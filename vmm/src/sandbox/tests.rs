@@ -135,7 +135,7 @@ fn no_list_is_longer_than_firecrackers() {
         eprintln!("SKIPPED no_list_is_longer_than_firecrackers: its published counts are those of x86-64");
         return;
     }
-    for (kind, firecracker) in [(Kind::Control, 50), (Kind::Api, 31), (Kind::Vcpu, 27)] {
+    for (kind, firecracker) in FIRECRACKERS {
         let rules = rules(kind, &BackendNeeds::default());
         let calls: std::collections::BTreeSet<i64> = rules.iter().map(|r| r.number).collect();
         println!(
