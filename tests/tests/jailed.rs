@@ -121,11 +121,14 @@ fn has_nothing_more(jailed: &Jailed, backend: &str, own_pids: bool) {
         assert!(found.remove(*name), "{name} is not in the jail: {found:?}");
     }
     found.remove("/dev/userfaultfd");
-    found.retain(|f| !(["/lib/", "/lib64/", "/usr/lib"].iter().any(|d| f.starts_with(d)) && f.contains(".so")));
+    found.retain(|f| {
+        !(["/lib/", "/lib64/", "/usr/lib"].iter().any(|d| f.starts_with(d)) && f.contains(".so"))
+    });
     assert!(found.is_empty(), "not on the list: {found:?}");
     for fd in fs::read_dir(proc.join("fd")).unwrap().flatten() {
         let to = fs::read_link(fd.path()).unwrap().display().to_string();
-        let known = ["anon_inode:", "socket:", "pipe:", "/memfd:", "/dev/null"].iter().any(|k| to.starts_with(k));
+        let known =
+            ["anon_inode:", "socket:", "pipe:", "/memfd:", "/dev/null"].iter().any(|k| to.starts_with(k));
         // A path that godwit could have opened itself: nothing of the host came along.
         let inside = to == "/dev/kvm" && backend == "kvm" || to.contains(jailed.root().to_str().unwrap());
         let own = to.starts_with("/vm.json") || to.starts_with("/counter.elf");
@@ -193,7 +196,12 @@ fn migrate(api: &Path, to: &str) {
         .arg(to)
         .output()
         .unwrap();
-    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
 
 /// Where a receiver waits, by its own word.
@@ -228,7 +236,8 @@ fn moves(test: &str, [out, one, two, home]: [&str; 4]) {
     let at = waits_on(&second.process);
     migrate(&first.path("run/api.sock"), &at);
     second.process.wait_lines(3).unwrap();
-    let last = Process::start(&godwit, &["receive", "tcp:127.0.0.1:0", "--api-sock", &z, "--backend", home], "");
+    let last =
+        Process::start(&godwit, &["receive", "tcp:127.0.0.1:0", "--api-sock", &z, "--backend", home], "");
     let at = waits_on(&last);
     migrate(&second.path("run/api.sock"), &at);
     last.wait_lines(3).unwrap();

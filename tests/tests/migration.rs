@@ -298,6 +298,61 @@ fn the_api_receives_a_guest_and_takes_new_limits_on_its_way() {
     check_lines(&[source.text(), receiver.text()]);
 }
 
+/// The name is the certificate's; the sender, which may ask no resolver, is told its address.
+#[test]
+fn a_guest_goes_over_tls_to_a_name_with_its_address() {
+    let test = "a_guest_goes_over_tls_to_a_name_with_its_address";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    let loopback = match std::net::TcpListener::bind("[::1]:0") {
+        Ok(_) => "[::1]",
+        Err(_) => "127.0.0.1",
+    };
+    let tls = stage.text("tls");
+    godwit_tests::certificates::write(Path::new(&tls), &["far.example"]).unwrap();
+    let source = stage.source("interp", 64, "rate=20", "s.api", "");
+    let args = ["receive", &format!("tcp:{loopback}:0"), "--backend", "interp", "--tls-dir", &tls];
+    let receiver = Process::start(&stage.godwit, &args, "");
+    receiver.wait_err("waiting for a guest on ");
+    let port = receiver.err().trim().rsplit(':').next().unwrap().to_owned();
+    let migrate = |target: &str| {
+        let args = ["migrate", "--api-sock", &stage.text("s.api"), target, "--tls-dir", &tls];
+        Command::new(&stage.godwit).args(args).output().unwrap()
+    };
+    // What the sender itself would have to look up is refused at once, with what to say instead.
+    let body = format!(r#"{{"action":"send","target":"tcp:far.example:{port}","tls_dir":"{tls}"}}"#);
+    let (status, answer) = put_migration(&stage.scratch.path("s.api"), &body);
+    assert!(status == 400 && answer.contains("tcp:NAME@ADDRESS:PORT"), "{status} {answer}");
+    // So is what nobody knows, by the command.
+    let unknown = migrate(&format!("tcp:no-such-host.invalid:{port}"));
+    assert!(
+        unknown.status.code() == Some(1) && said(&unknown).contains("no-such-host.invalid"),
+        "{}",
+        said(&unknown)
+    );
+    let moved = migrate(&format!("tcp:far.example@{loopback}:{port}"));
+    assert_eq!(moved.status.code(), Some(0), "{}; {}", said(&moved), receiver.err());
+    receiver.wait_lines(3).unwrap();
+    check_lines(&[source.text(), receiver.text()]);
+}
+
+#[test]
+fn where_nobody_waits_is_said_and_the_guest_goes_on() {
+    let test = "where_nobody_waits_is_said_and_the_guest_goes_on";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    let mut source = stage.source("interp", 64, "rate=20", "s.api", "");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // One after the other, without a pause: a failed migration must not be in the way of the next.
+    for target in
+        [format!("tcp:127.0.0.1:{port}"), "vsock:1:9".into(), format!("unix:{}", stage.text("nobody"))]
+    {
+        let args = ["migrate", "--api-sock", &stage.text("s.api"), &target];
+        let tried = Command::new(&stage.godwit).args(args).output().unwrap();
+        assert_eq!(tried.status.code(), Some(3), "{target}: {}", said(&tried));
+        assert!(said(&tried).contains(&format!("connect to {target}")), "{target}: {}", said(&tried));
+    }
+    goes_on(&mut source);
+}
+
 fn impostor(path: &Path, answer: &'static [u8]) -> std::thread::JoinHandle<()> {
     let listener = UnixListener::bind(path).unwrap();
     std::thread::spawn(move || {

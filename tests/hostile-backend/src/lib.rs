@@ -11,10 +11,11 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use godwit_sdk::state::{ClockV1, CpuState, Model};
+use godwit_sdk::state::{
+    ActivityV1, ClockV1, CpuState, DebugV1, EventsV1, FpuV1, LapicV1, Model, MsrsV1, RegsV1, SystemV1, TscV1,
+};
 use godwit_sdk::{
-    Backend, Descriptor, Error, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, Vcpu, Vm, VmConfig,
-    abi,
+    Backend, Descriptor, Exit, Host, Kick, MemorySlot, MsiRoute, Probe, Result, Vcpu, Vm, VmConfig, abi,
 };
 
 fn told(prefix: &str) -> Option<&'static str> {
@@ -191,7 +192,7 @@ impl Vm for HostileVm {
 
     fn save_clock(&self) -> Result<ClockV1> {
         panic_if("save_clock");
-        Err(Error::Unsupported("this backend saves nothing".into()))
+        Ok(ClockV1 { tsc_khz: 1_000_000, tsc: 0, kvmclock_ns: 0, realtime_ns: 0 })
     }
 
     fn load_clock(&self, _: &ClockV1) -> Result<()> {
@@ -199,9 +200,21 @@ impl Vm for HostileVm {
         Ok(())
     }
 
-    fn create_vcpu(&self, _: u32) -> Result<HostileVcpu> {
+    fn create_vcpu(&self, id: u32) -> Result<HostileVcpu> {
         panic_if("create_vcpu");
-        Ok(HostileVcpu { kick: Arc::default(), host: self.host, listens: told("msi:").is_none() })
+        let activity = if id == 0 { ActivityV1::Running } else { ActivityV1::Uninitialized };
+        let state = CpuState {
+            regs: RegsV1 { rip: 0xfff0, rflags: 2, ..Default::default() },
+            system: SystemV1::reset(),
+            msrs: MsrsV1::reset(id == 0),
+            debug: DebugV1::default(),
+            fpu: FpuV1::default(),
+            avx: None,
+            events: EventsV1 { activity, ..Default::default() },
+            lapic: LapicV1::reset(id),
+            tsc: TscV1::default(),
+        };
+        Ok(HostileVcpu { kick: Arc::default(), host: self.host, listens: told("msi:").is_none(), state })
     }
 }
 
@@ -217,6 +230,7 @@ impl Kick for Flag {
 struct HostileVcpu {
     kick: Arc<Flag>,
     host: Host,
+    state: CpuState,
     /// The serial port is set up.
     listens: bool,
 }
@@ -256,11 +270,12 @@ impl Vcpu for HostileVcpu {
 
     fn save(&mut self) -> Result<CpuState> {
         panic_if("save");
-        Err(Error::Unsupported("this backend saves nothing".into()))
+        Ok(self.state.clone())
     }
 
-    fn load(&mut self, _: &CpuState) -> Result<()> {
+    fn load(&mut self, state: &CpuState) -> Result<()> {
         panic_if("load");
+        self.state = state.clone();
         Ok(())
     }
 }

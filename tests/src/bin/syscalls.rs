@@ -1,14 +1,17 @@
 //! `godwit-syscalls PROGRAM ARGUMENT...`: becomes PROGRAM, with a tracer beside it that notes which rules of the seccomp filters
 //! it uses, into the directory `GODWIT_SYSCALLS`. The harness puts it before godwit when that variable is set.
 //!
-//! `godwit-syscalls --unused DIR` compares what is in such a directory with the filters; it fails if a rule was not used.
+//! `godwit-syscalls --unused DIR` compares what is in such a directory with the filters; it fails if a rule was not used,
+//! unless the machine lacks what the suites that use it need.
 //! `--seen DIR` prints what was used.
 
-use godwit_tests::harness::program;
+use godwit_tests::conformance::plugin::Plugin;
+use godwit_tests::harness::jail::is_root;
+use godwit_tests::harness::{cached, program};
 use godwit_tests::syscalls::{DIR, Seen, follow, unused, unused_by_backend};
-use godwit_vmm::plugin::Plugin;
 use godwit_vmm::sandbox::table;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 fn main() {
@@ -23,7 +26,7 @@ fn main() {
         _ => {}
     }
     if let Some(dir) = std::env::var_os(DIR) {
-        trace(std::path::Path::new(&dir));
+        trace(Path::new(&dir));
     }
     let error = Command::new(program).args(rest).env_remove(DIR).exec();
     eprintln!("{}: {error}", program.display());
@@ -49,10 +52,12 @@ fn report(seen: &Seen) -> i32 {
         return 0;
     }
     let (mut missing, rules, kept) = unused(seen);
-    println!("the table: {rules} rules (row and kind of thread), {kept} of them kept for a reason given there");
+    println!(
+        "the table: {rules} rules (row and kind of thread), {kept} of them kept for a reason given there"
+    );
     for name in ["kvm", "interp"] {
         let loaded = program(&format!("libgodwit_backend_{name}.so"))
-            .and_then(|path| Plugin::load(&path, &[]).map_err(|e| e.to_string()))
+            .and_then(|path| godwit_vmm::plugin::Plugin::load(&path, &[]).map_err(|e| e.to_string()))
             .and_then(|plugin| plugin.probe().map(|_| plugin).map_err(|e| e.to_string()));
         match loaded {
             Ok(plugin) => {
@@ -66,15 +71,34 @@ fn report(seen: &Seen) -> i32 {
     for line in &missing {
         println!("never used: {line}");
     }
-    match missing.len() {
-        0 => println!("every rule was used"),
-        n => println!("{n} rules were not used: take them from the table, or have a test use them"),
+    match (missing.len(), lacking()) {
+        (0, _) => println!("every rule was used"),
+        (n, None) => {
+            println!("{n} rules were not used: take them from the table, or have a test use them");
+            return 1;
+        }
+        (n, Some(why)) => println!("SKIPPED unused rules, {n} of them: tests were skipped because {why}"),
     }
-    i32::from(!missing.is_empty())
+    0
+}
+
+/// Why some suites were skipped here, if they were: what each needs who uses a rule that nobody else does.
+fn lacking() -> Option<String> {
+    if !is_root() {
+        return Some("root is needed".into());
+    }
+    let tun =
+        || Path::new("/dev/net/tun").exists().then_some(()).ok_or("there is no /dev/net/tun".to_owned());
+    let debian = ["debian.bzImage", "debian.initramfs.cpio.gz", "debian.ext4"];
+    let all = Plugin::usable("kvm")
+        .map(drop)
+        .and_then(|()| tun())
+        .and_then(|()| cached(debian, "--rootfs").map(drop));
+    all.err()
 }
 
 /// Puts a tracer beside this process: a grandchild, so that the program has no child that it knows nothing of.
-fn trace(dir: &std::path::Path) {
+fn trace(dir: &Path) {
     let mut pipe = [0; 2];
     // SAFETY: one thread here; the children use only what they have, and end by _exit.
     unsafe {

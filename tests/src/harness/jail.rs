@@ -58,7 +58,13 @@ pub struct Jailed {
 
 impl Jailed {
     /// Jails godwit with the jailer's `flags` and its own `args`; `files` lie in the jail's root before that.
-    pub fn start(base: &Base, id: &str, files: &[&Path], flags: &[&str], args: &[&str]) -> Result<Self, String> {
+    pub fn start(
+        base: &Base,
+        id: &str,
+        files: &[&Path],
+        flags: &[&str],
+        args: &[&str],
+    ) -> Result<Self, String> {
         let (jailer, godwit) = (program("godwit-jailer")?, program("godwit")?);
         let root = base.root("godwit", id);
         let failed = |e: std::io::Error| format!("{}: {e}", root.display());

@@ -323,17 +323,20 @@ pub fn describe() -> String {
             conditions.push(format!("fails with error {n}"));
         }
         let conditions = conditions.join(", ");
-        out.push_str(&format!(
-            "| `{}` | {kinds} | {conditions} | {} | {} |\n",
-            row.call, row.caller, row.kept
-        ));
+        let exempt: Vec<&str> = row.kept.iter().map(|k| k.name()).collect();
+        let exempt = match exempt.len() {
+            0 => String::new(),
+            n if n == row.kinds.len() => row.because.to_owned(),
+            _ => format!("{}: {}", exempt.join(", "), row.because),
+        };
+        out.push_str(&format!("| `{}` | {kinds} | {conditions} | {} | {exempt} |\n", row.call, row.caller));
         if row.numbers().next().is_none() {
             continue;
         }
         for kind in row.kinds {
             let (all, used) = counts.entry(*kind).or_insert((BTreeSet::new(), BTreeSet::new()));
             all.insert(row.call);
-            if row.kept.is_empty() {
+            if !row.kept.contains(kind) {
                 used.insert(row.call);
             }
         }
