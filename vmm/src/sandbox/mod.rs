@@ -367,7 +367,8 @@ on that kind of thread, as far as `vmm/src/sandbox/ceiling.rs` allows it. While 
 rows of control, migrate and api, and those that name it; then control's filter comes on top. To add a call: one row with its
 caller, nothing else; what is missing is named with its thread as the process ends.
 
-`scripts/rules` has a tracer watch the test suites and fails if one of the rules was not used, the backends' too. A row is exempt only if the last column says why.
+`scripts/rules` runs the test suites with a tracer beside each godwit, and fails if a rule was not used, of the table
+or of a backend. Exempt is only a rule whose last column says why, for the threads that it names (without names: for all of them).
 
 | call | threads | only if | who makes it | kept, though not always seen, because |
 |---|---|---|---|---|

@@ -20,7 +20,7 @@ pub struct Row {
     pub answer: Answer,
     /// Who makes it and what for.
     pub caller: &'static str,
-    /// For which kinds it stays though the test suites need not use it on x86-64 (`godwit-syscalls --unused`).
+    /// For which kinds it stays though the test suites need not use it on x86-64 (`scripts/rules`).
     pub kept: &'static [Kind],
     /// Why it stays for those.
     pub because: &'static str,
