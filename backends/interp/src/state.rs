@@ -4,7 +4,9 @@ use crate::cpu::{Cpu, System};
 use crate::num::vec::{V128, V256};
 use godwit_sdk::{Error, Result};
 use godwit_state::model::Feature;
-use godwit_state::{AvxV1, CpuState, DebugV1, EventsV1, F80, FpuV1, LapicV1, RegsV1, SystemV1, TscV1};
+use godwit_state::{
+    AvxV1, CpuState, DebugV1, EventsV1, F80, FpuV1, LapicV1, RegsV1, SegmentV1, SystemV1, TscV1,
+};
 use std::sync::atomic::Ordering;
 
 impl Cpu {
@@ -13,7 +15,7 @@ impl Cpu {
         self.absorb();
         let mut gpr = [0; 16];
         gpr.copy_from_slice(&self.gpr[..16]);
-        let [es, cs, ss, ds, fs, gs] = self.seg;
+        let [es, cs, ss, ds, fs, gs] = self.seg.map(SegmentV1::canonical);
         let y = &self.sys;
         let load = |w: &[std::sync::atomic::AtomicU32; 8]| w.each_ref().map(|w| w.load(Ordering::SeqCst));
         let f = &self.fpu;
@@ -33,7 +35,7 @@ impl Cpu {
                 gs,
                 ss,
                 tr: y.tr,
-                ldtr: y.ldtr,
+                ldtr: y.ldtr.canonical(),
                 gdtr: y.gdtr,
                 idtr: y.idtr,
                 cr0: y.cr0,

@@ -8,26 +8,22 @@ fn bit(value: u8, flag: u32) -> u32 {
 }
 
 fn segment(s: &kvm_segment) -> SegmentV1 {
-    let unusable = s.unusable != 0;
     let dpl = u32::from(s.dpl & 3) << access::DPL_SHIFT;
     SegmentV1 {
         selector: s.selector,
         base: s.base,
         limit: s.limit,
-        // What a processor keeps of an unusable segment's rights differs between makers; the privilege level matters (SS).
-        access: if unusable {
-            access::UNUSABLE | dpl
-        } else {
-            u32::from(s.type_) & access::TYPE
-                | bit(s.s, access::S)
-                | dpl
-                | bit(s.present, access::PRESENT)
-                | bit(s.avl, access::AVL)
-                | bit(s.l, access::L)
-                | bit(s.db, access::DB)
-                | bit(s.g, access::G)
-        },
+        access: u32::from(s.type_) & access::TYPE
+            | bit(s.s, access::S)
+            | dpl
+            | bit(s.present, access::PRESENT)
+            | bit(s.avl, access::AVL)
+            | bit(s.l, access::L)
+            | bit(s.db, access::DB)
+            | bit(s.g, access::G)
+            | bit(s.unusable, access::UNUSABLE),
     }
+    .canonical()
 }
 
 fn to_segment(s: &SegmentV1) -> kvm_segment {

@@ -63,6 +63,16 @@ impl SegmentV1 {
         ((self.access >> access::DPL_SHIFT) & 3) as u8
     }
 
+    /// With the rights that a saved state has: what a processor keeps of an unusable segment's differs between makers, and some
+    /// say only that it is not present; the privilege level (SS) matters.
+    #[must_use]
+    pub fn canonical(self) -> Self {
+        if self.access & (access::PRESENT | access::UNUSABLE) == access::PRESENT {
+            return self;
+        }
+        SegmentV1 { access: access::UNUSABLE | self.access & 3 << access::DPL_SHIFT, ..self }
+    }
+
     fn validate<S: Section>(&self, name: &str) -> Result<(), StateError> {
         if self.access & !0x1_f0ff != 0 {
             return Err(StateError::invalid::<S>(format!(

@@ -258,6 +258,10 @@ impl Vcpu for HostileVcpu {
             self.listen();
         }
         while !self.kick.0.swap(false, Ordering::Acquire) {
+            if told("msi:").is_some() {
+                // What came before it listened would hold the line up for good.
+                self.host.pio_read(0, 0x3f8, 1);
+            }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         Ok(Exit::Kicked)

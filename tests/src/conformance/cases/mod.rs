@@ -49,5 +49,5 @@ pub const CPU: &[Case] = cases! {
     time: clock_runs_only_when_started advance_is_seen tsc_is_the_clocks_own one_shot_timer_fires
         periodic_timer_fires tsc_deadline_fires timer_survives_a_stop
         timer_that_ran_out_stopped_fires_once spent_timer_stays_silent;
-    state: live_state_is_identical pending_events_are_delivered interrupted_ring_3_goes_on;
+    state: live_state_is_identical pending_events_are_delivered null_stack_has_one_form interrupted_ring_3_goes_on;
 };

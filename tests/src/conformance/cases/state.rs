@@ -6,7 +6,7 @@ use crate::conformance::code::{self, CODE, MARK, assemble};
 use crate::conformance::plugin::Plugin;
 use crate::conformance::rig::Rig;
 use godwit_abi as abi;
-use godwit_state::{ActivityV1, CpuState, ExceptionV1, Model, RawSection};
+use godwit_state::{ActivityV1, CpuState, ExceptionV1, Model, RawSection, access};
 use iced_x86::code_asm::*;
 use std::time::Duration;
 
@@ -175,6 +175,23 @@ pub(super) fn pending_events_are_delivered(plugin: Plugin) {
             assert_eq!(after.regs.gpr[3], address, "{name}");
         }
     }
+}
+
+/// The null SS that an exception from ring 3 leaves in long mode is saved in one form, whatever the processor keeps of it.
+pub(super) fn null_stack_has_one_form(plugin: Plugin) {
+    let rig = Rig::new(plugin);
+    let program = assemble(64, CODE, |a| a.ud2());
+    let handler = assemble(64, code::handler(6), |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        a.inc(rbx)?;
+        a.jmp(top)
+    });
+    rig.fill_long(&program);
+    rig.ram.write(code::handler(6), &handler);
+    rig.cpu().load(&code::long_mode(rig.model, 3));
+    let stack = rig.run_until(|s| s.regs.gpr[3] > 0).system.ss;
+    assert_eq!((stack.selector, stack.access), (0, access::UNUSABLE));
 }
 
 /// A program in ring 3 that is interrupted, moved to another VM and back many times comes to the right result.
