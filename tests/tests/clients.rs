@@ -1,6 +1,7 @@
 //! Clients that others wrote for Firecracker drive the real program: curl as in Firecracker's guides, and the Python
 //! library `firecracker-python`.
 
+use godwit_guests::host;
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::{PATIENCE, Process, Scratch, check_lines, program};
 use serde_json::Value;
@@ -19,10 +20,7 @@ fn godwit() -> Result<PathBuf, String> {
 
 /// What `scripts/make-client-venv` has made.
 fn python() -> Result<PathBuf, String> {
-    let var = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = || var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
-    let cache = var("GODWIT_CACHE").or_else(|| Some(cache()?.join("godwit"))).unwrap_or_default();
-    let python = cache.join("clients/bin/python");
+    let python = host::cache().join("clients/bin/python");
     if works(Command::new(&python).args(["-c", "import firecracker"])) {
         Ok(python)
     } else {

@@ -2,7 +2,7 @@
 
 use godwit_guests::bench;
 use godwit_tests::conformance::plugin::Plugin;
-use godwit_tests::harness::{PATIENCE, Scratch, program, traced};
+use godwit_tests::harness::{PATIENCE, Scratch, cached, program, traced};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -120,15 +120,12 @@ fn a_config_with_every_device_starts() {
 #[test]
 fn a_config_for_linux_starts() {
     let test = "a_config_for_linux_starts";
-    let var = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = || var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
-    let cache = var("GODWIT_CACHE").or_else(|| Some(cache()?.join("godwit"))).unwrap_or_default();
-    let read = |name: &str| std::fs::read(cache.join(name));
-    match (read("linux/bzImage"), read("initramfs.cpio.gz")) {
-        (Ok(kernel), Ok(initramfs)) => {
+    match cached(["linux/bzImage", "initramfs.cpio.gz"], "--tests") {
+        Ok(paths) => {
+            let [kernel, initramfs] = paths.map(|p| std::fs::read(p).unwrap());
             let files = [("bzImage", kernel), ("initramfs.cpio.gz", initramfs)];
             starts("linux.json", "interp", &files, "Linux version");
         }
-        _ => println!("SKIPPED {test}: no kernel in {} (scripts/setup --tests)", cache.display()),
+        Err(why) => println!("SKIPPED {test}: {why}"),
     }
 }

@@ -10,12 +10,12 @@
 //! The guest is the kernel and the initramfs that `scripts/setup --tests` puts into the cache, with a script of ours on top. It goes
 //! over TCP on the same wires as its own traffic. By `scripts/soak linux`.
 
-use godwit_tests::harness::{PATIENCE, Process, Scratch, ask, program};
+use godwit_tests::harness::{PATIENCE, Process, Scratch, ask, cached, program};
 use serde_json::json;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -67,12 +67,6 @@ fn cpio(name: &str, bytes: &[u8]) -> Vec<u8> {
     entry(name, 0o100755, bytes);
     entry("TRAILER!!!", 0, &[]);
     out
-}
-
-fn cache() -> Option<PathBuf> {
-    let home = || std::env::var_os("HOME").map(|h| Path::new(&h).join(".cache"));
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    std::env::var_os("GODWIT_CACHE").map(PathBuf::from).or_else(|| Some(base?.join("godwit")))
 }
 
 /// Namespaces and their wires; gone with it.
@@ -179,10 +173,9 @@ fn linux_moves_ten_times_and_its_connection_stays() {
         Ok(program) => program,
         Err(why) => return skip(why),
     };
-    let Some(cache) =
-        cache().filter(|c| c.join("linux/bzImage").exists() && c.join("initramfs.cpio.gz").exists())
-    else {
-        return skip("no kernel and initramfs in the cache: scripts/setup --tests".into());
+    let [kernel, initramfs] = match cached(["linux/bzImage", "initramfs.cpio.gz"], "--tests") {
+        Ok(paths) => paths,
+        Err(why) => return skip(why),
     };
     let world = match World::make() {
         Ok(world) => Arc::new(world),
@@ -190,12 +183,12 @@ fn linux_moves_ten_times_and_its_connection_stays() {
     };
     let scratch = Scratch::new("linux-moves");
     let initrd = scratch.path("initrd");
-    let mut bytes = std::fs::read(cache.join("initramfs.cpio.gz")).unwrap();
+    let mut bytes = std::fs::read(initramfs).unwrap();
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes.extend(cpio("move", INIT.as_bytes()));
     std::fs::write(&initrd, bytes).unwrap();
     let config = json!({
-        "boot-source": {"kernel_image_path": cache.join("linux/bzImage"), "initrd_path": initrd,
+        "boot-source": {"kernel_image_path": kernel, "initrd_path": initrd,
             "boot_args": "console=ttyS0 reboot=k panic=-1 quiet rdinit=/move"},
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 256, "cpu_model": "x86-64-v2"},
         "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": "06:00:0a:4d:00:02"}],

@@ -2,22 +2,12 @@
 //!
 //! `scripts/setup --tests` brings it; without it the tests say that they are skipped.
 
-use godwit_tests::harness::{PATIENCE, Process, Scratch, program};
+use godwit_tests::harness::{PATIENCE, Process, Scratch, cached, program};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 fn image() -> Result<PathBuf, String> {
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = var("GODWIT_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("godwit")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))
-        .ok_or("no cache folder")?;
-    let image = cache.join("memtest/bzImage");
-    if image.is_file() {
-        Ok(image)
-    } else {
-        Err(format!("{} is missing: scripts/setup --tests", image.display()))
-    }
+    cached(["memtest/bzImage"], "--tests").map(|[image]| image)
 }
 
 /// Numbers that follow `label` wherever it is on the screen.

@@ -50,13 +50,8 @@ fn parse(line: &str) -> Option<(&str, u64, &str)> {
     Some((name, micros, words.nth(1)?))
 }
 
-fn present(program: &str) -> bool {
-    let status = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    status.is_ok_and(|status| status.success())
-}
-
-fn qemu(elf: &Path, options: &str) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
+fn qemu(binary: &Path, elf: &Path, options: &str) -> Command {
+    let mut command = Command::new(binary);
     command
         .args(["-M", "microvm", "-m", "256", "-cpu", "max", "-accel", "tcg", "-nographic"])
         .args(["-no-reboot", "-append", options, "-kernel"])
@@ -89,10 +84,9 @@ fn subjects(dir: &Path, options: &str) -> Vec<Subject> {
     } else {
         println!("left out: native (this host is no x86-64)");
     }
-    if present("qemu-system-x86_64") {
-        out.push(Subject { name: "tcg", command: qemu(&elf, options) });
-    } else {
-        println!("left out: tcg (no qemu-system-x86_64; scripts/setup --peers installs it)");
+    match godwit_guests::host::qemu() {
+        Ok(binary) => out.push(Subject { name: "tcg", command: qemu(&binary, &elf, options) }),
+        Err(why) => println!("left out: tcg ({why})"),
     }
     let binary = godwit_guests::host::godwit();
     if binary.exists() {

@@ -145,8 +145,9 @@ mod linux {
         std::fs::write(&config, text).map_err(|e| e.to_string())?;
         let binary = godwit_guests::host::godwit();
 
+        let peer = godwit_guests::host::qemu()?;
         let qemu = || {
-            let mut command = Command::new("qemu-system-x86_64");
+            let mut command = Command::new(&peer);
             command
                 .args([
                     "-M",

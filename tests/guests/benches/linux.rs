@@ -27,10 +27,7 @@ struct Outcome {
 
 /// Kernel and initramfs from the set-up's cache.
 fn images() -> Option<(PathBuf, PathBuf)> {
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = var("GODWIT_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("godwit")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))?;
+    let cache = godwit_guests::host::cache();
     let (kernel, initrd) = (cache.join("linux/bzImage"), cache.join("initramfs.cpio.gz"));
     (kernel.is_file() && initrd.is_file()).then_some((kernel, initrd))
 }
@@ -108,10 +105,10 @@ fn khz() -> u64 {
     mhz.map_or(2_500_000, |mhz| (mhz * 1000.0) as u64)
 }
 
-fn qemu(kernel: &Path, initrd: &Path) -> Command {
+fn qemu(binary: &Path, kernel: &Path, initrd: &Path) -> Command {
     // Told its clocks: calibrating them under TCG on a busy host can fail, and then the kernel waits for ever.
     let args = format!("{BOOT_ARGS} no_timer_check lpj=4000000 tsc_early_khz={}", khz());
-    let mut command = Command::new("qemu-system-x86_64");
+    let mut command = Command::new(binary);
     // Without these devices of a PC the kernel waits for ever for its clock.
     command.args(["-M", "microvm,pit=on,pic=on,rtc=on", "-accel", "tcg", "-cpu", "max", "-nographic"]);
     command.args(["-no-reboot", "-m", &MEMORY_MIB.to_string(), "-append", &args]);
@@ -154,8 +151,11 @@ fn main() {
     if !binary.exists() {
         return println!("left out: linux (no {}; cargo build --release --workspace)", binary.display());
     }
-    let mut subjects =
-        [("tcg", qemu(&kernel, &initrd)), ("godwit", godwit(&binary, &backend, 1, &kernel, &initrd))];
+    let mut subjects = vec![("godwit", godwit(&binary, &backend, 1, &kernel, &initrd))];
+    match host::qemu() {
+        Ok(peer) => subjects.insert(0, ("tcg", qemu(&peer, &kernel, &initrd))),
+        Err(why) => println!("left out: tcg ({why})"),
+    }
     let mut results: BTreeMap<(&str, String), Vec<u64>> = BTreeMap::new();
     let (mut order, mut own) = (Vec::<String>::new(), None);
     for _ in 0..runs {

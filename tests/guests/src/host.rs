@@ -9,6 +9,25 @@ pub fn godwit() -> PathBuf {
     std::env::var_os("GODWIT").map_or(target.join("release/godwit"), PathBuf::from)
 }
 
+/// The folder in which `scripts/setup` keeps what it fetched and made; it need not exist.
+pub fn cache() -> PathBuf {
+    let var = |name| std::env::var_os(name).map(PathBuf::from);
+    var("GODWIT_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("godwit")))
+        .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))
+        .unwrap_or_default()
+}
+
+/// QEMU for x86-64 guests: the installed one, else the one in the set-up's cache; or how to get it.
+pub fn qemu() -> Result<PathBuf, String> {
+    let name = "qemu-system-x86_64";
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    places.push(cache().join("qemu"));
+    let found = places.into_iter().map(|d| d.join(name)).find(|p| p.is_file());
+    found.ok_or_else(|| format!("no {name} (scripts/setup --peers installs it)"))
+}
+
 /// The value in the middle.
 pub fn median<T: Ord + Copy + Default>(values: &[T]) -> T {
     let mut sorted = values.to_vec();

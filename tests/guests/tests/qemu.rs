@@ -2,24 +2,22 @@
 //! A guest that fails here would blame Godwit for its own bugs.
 
 use godwit_guests::elf::{self, Segment};
+use godwit_guests::host::qemu;
 use godwit_guests::layout::*;
 use godwit_guests::{bench, build, counter, dirtier};
 use iced_x86::code_asm::*;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const QEMU: &str = "qemu-system-x86_64";
-
 fn accelerators(test: &str) -> Vec<&'static str> {
-    let found = Command::new(QEMU).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !found.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED {test}: no {QEMU} (scripts/setup --peers installs it)");
+    if let Err(why) = qemu() {
+        println!("SKIPPED {test}: {why}");
         return Vec::new();
     }
     if cfg!(target_arch = "x86_64") && Path::new("/dev/kvm").exists() {
         vec!["tcg", "kvm"]
     } else {
-        eprintln!("SKIPPED {test} under KVM: no /dev/kvm");
+        println!("SKIPPED {test} under KVM: no /dev/kvm");
         vec!["tcg"]
     }
 }
@@ -38,7 +36,9 @@ fn run(accelerator: &str, elf: &Path, cmdline: &str, cpus: u32) -> String {
 
 fn run_with(accelerator: &str, elf: &Path, cmdline: &str, cpus: u32, more: &[&str]) -> String {
     let output = Command::new("timeout")
-        .args(["120", QEMU, "-M", "microvm", "-m", "256", "-nographic", "-no-reboot"])
+        .arg("120")
+        .arg(qemu().expect("QEMU is there"))
+        .args(["-M", "microvm", "-m", "256", "-nographic", "-no-reboot"])
         .args(["-accel", accelerator, "-smp", &cpus.to_string(), "-append", cmdline])
         .arg("-kernel")
         .arg(elf)

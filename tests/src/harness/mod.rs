@@ -30,11 +30,7 @@ pub fn program(name: &str) -> Result<PathBuf, String> {
 
 /// Files in the cache folder of the set-up; `part` of `scripts/setup` brings them.
 pub fn cached<const N: usize>(names: [&str; N], part: &str) -> Result<[PathBuf; N], String> {
-    let var = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = var("GODWIT_CACHE")
-        .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("godwit")))
-        .or_else(|| var("HOME").map(|d| d.join(".cache/godwit")))
-        .ok_or("no cache folder")?;
+    let cache = godwit_guests::host::cache();
     let paths = names.map(|n| cache.join(n));
     match paths.iter().find(|p| !p.is_file()) {
         Some(missing) => Err(format!("{} is missing: scripts/setup {part}", missing.display())),

@@ -205,7 +205,7 @@ fn qemu(accelerator: &str, elf: &Path) -> Arc<Trial> {
     let mut args = words(&format!("-M microvm -m {MIB} -accel {accelerator} -nographic -no-reboot"));
     args.extend(words("-nodefaults -serial stdio -kernel"));
     args.push(elf.display().to_string());
-    boots("qemu-system-x86_64".into(), args)
+    boots(host::qemu().unwrap_or_default(), args)
 }
 
 /// Firecracker, where it is installed, with the same config file.

@@ -16,7 +16,6 @@ use godwit::{Transport, Way};
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::program;
 use guest::Scene;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// So long a mover may take before it counts as not converging.
@@ -88,10 +87,6 @@ impl Cost {
     }
 }
 
-fn find(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|d| d.join(name)).find(|p| p.is_file())
-}
-
 /// One line of the table. `best`: QEMU's shortest downtime in this run.
 fn row(scene: &Scene, who: &str, outcome: &Outcome, best: Option<f64>) {
     let cells = match outcome {
@@ -134,10 +129,7 @@ fn main() {
     };
     let mut words = std::env::args().skip(1);
     let (scenes, movers) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let peer = find("qemu-system-x86_64");
-    if peer.is_none() {
-        println!("SKIPPED QEMU's rows: qemu-system-x86_64 is not installed (scripts/setup --peers)");
-    }
+    let peer = godwit_guests::host::qemu().map_err(|why| println!("SKIPPED QEMU's rows: {why}")).ok();
     let kvm = Plugin::usable("kvm");
     if let Err(why) = &kvm {
         println!("SKIPPED KVM's rows: {why}");
