@@ -292,7 +292,7 @@ impl Mmio {
                 s.device, self.device_type
             )));
         }
-        if s.accepted & !self.offered != 0 {
+        if s.status & status::FEATURES_OK != 0 && s.accepted & !self.offered != 0 {
             let missing = s.accepted & !self.offered;
             return Err(mismatch(format!("the guest uses features {missing:#x} which are not offered here")));
         }

@@ -29,7 +29,7 @@ pub struct MmioV1 {
     pub device: u32,
     /// All feature bits that were on offer.
     pub offered: u64,
-    /// Feature bits that the driver took.
+    /// Feature bits that the driver took, or with FEATURES_OK yet to come, wrote.
     pub accepted: u64,
     /// DeviceFeaturesSel.
     pub offered_select: u32,
@@ -54,7 +54,8 @@ impl Section for MmioV1 {
     fn validate(&self) -> Result<(), StateError> {
         use super::status;
         let bad = |what: String| Err(StateError::invalid::<Self>(what));
-        if self.accepted & !self.offered != 0 {
+        // Until FEATURES_OK the driver may have written anything.
+        if self.status & status::FEATURES_OK != 0 && self.accepted & !self.offered != 0 {
             return bad(format!("accepted features {:#x} were not on offer", self.accepted & !self.offered));
         }
         if self.status & !status::ALL != 0 {

@@ -69,6 +69,21 @@ fn the_status_machine_takes_no_short_cuts() {
     assert_eq!(d.used(0), Some((0, 64)));
 }
 
+/// A driver that has asked for what is not there, and was not told yet, moves as any other does.
+#[test]
+fn features_that_are_not_on_offer_are_saved_as_they_were_written() {
+    let mut d = rng();
+    d.set(reg::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+    d.set(reg::DRIVER_FEATURES, 0x1400);
+    d.set(reg::STATUS, 11);
+    let mut d = d.moved_to(Rng::new(&EntropyConfig::default()).unwrap());
+    assert_eq!(d.get(reg::STATUS), 3);
+    d.set(reg::STATUS, 0);
+    d.start_plain();
+    d.send(0, &[], &[64]);
+    assert!(d.run(0, 2));
+}
+
 #[test]
 fn interrupts_are_edges_for_everything_not_yet_seen() {
     let mut d = rng();
