@@ -30,6 +30,14 @@ struct Program {
     run: run::Flags,
 }
 
+/// The program without its subcommands. Most starts are of that kind, and describing what nobody asked for costs them time.
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version)]
+struct Plain {
+    #[command(flatten)]
+    run: run::Flags,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the machine of a config file.
@@ -60,6 +68,10 @@ enum Command {
 
 /// Parses the command line and does what it says: the exit code.
 pub fn main() -> u8 {
+    // What is wrong, and help, is the whole program's to say.
+    if let Ok(plain) = Plain::try_parse() {
+        return plain.run.run();
+    }
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(e) => {
@@ -81,5 +93,37 @@ pub fn main() -> u8 {
         Some(Command::Migrate(migrate)) => migrate.run(),
         Some(Command::Receive(receive)) => receive.run(),
         Some(Command::Inspect(inspect)) => inspect.run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_program_takes_what_the_whole_one_takes_without_a_subcommand() {
+        let lines = [
+            "godwit",
+            "godwit --api-sock a",
+            "godwit --api-sock run --id x-1 --level Debug --show-level",
+            "godwit --no-api --config-file c --backend interp --no-seccomp",
+            "godwit --snapshot-version",
+        ];
+        for line in lines {
+            let plain = Plain::try_parse_from(line.split(' ')).unwrap();
+            let whole = Program::try_parse_from(line.split(' ')).unwrap();
+            assert!(whole.command.is_none());
+            assert_eq!(format!("{:?}", plain.run), format!("{:?}", whole.run));
+        }
+        for line in [
+            "godwit --help",
+            "godwit --version",
+            "godwit ps",
+            "godwit --api-sock",
+            "godwit --api-sock a ps",
+            "godwit x",
+        ] {
+            assert!(Plain::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! At the destination a copy grows under the name `PATH.partial`, beside where it belongs, and gets its own name when it is
 //! whole and on the disk. Until the guest runs from it, it goes away with whoever received it.
 
-use crate::memory::{GuestRam, PAGE_SIZE, PageSet, Region};
+use crate::memory::{GuestRam, PAGE_SIZE, PageSet, Region, ZEROS};
 use crate::migrate::{Fault, Memory};
 use crate::virtio::block::image::Image;
 use std::fs::{File, OpenOptions};
@@ -234,7 +234,6 @@ impl Arriving {
     /// # Errors
     /// As [`Arriving::write`].
     pub fn zero(&self, gpa: u64, len: u64) -> Result<bool, Fault> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let mut at = 0;
         while at < len {
             let part = (len - at).min(ZEROS.len() as u64);

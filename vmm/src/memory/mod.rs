@@ -27,3 +27,12 @@ pub type GuestRam = std::sync::Arc<vm_memory::GuestMemoryMmap<WriteTracker>>;
 
 /// Guest page size in bytes: what dirty logs count, whatever the host's page size is.
 pub const PAGE_SIZE: u64 = godwit_abi::GUEST_PAGE_SIZE;
+
+/// Zeros to write or to compare with: one copy of them, since a constant of zeros is as long in the program's file.
+pub static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
+
+/// A page of [`ZEROS`].
+#[must_use]
+pub fn zero_page() -> &'static [u8] {
+    &ZEROS[..PAGE_SIZE as usize]
+}

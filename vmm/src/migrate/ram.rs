@@ -1,7 +1,7 @@
 //! Guest RAM as a migration reads and fills it.
 
 use super::machine::{Fault, Memory};
-use crate::memory::WriteTracker;
+use crate::memory::{WriteTracker, ZEROS};
 use std::os::unix::fs::FileExt;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -28,7 +28,6 @@ impl Memory for GuestMemoryMmap<WriteTracker> {
     }
 
     fn zero(&self, gpa: u64, len: u64) -> Result<(), Fault> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let mut at = 0;
         while at < len {
             let part = (len - at).min(ZEROS.len() as u64);

@@ -6,7 +6,7 @@ use super::machine::Memory;
 use super::progress::Progress;
 use super::wire::{FLAG_LZ4, HEADER_LEN, Kind, MAX_ZERO_RUNS, put_runs};
 use crate::memory::PAGE_SIZE;
-use crate::memory::{PageSet, Run};
+use crate::memory::{PageSet, Run, zero_page};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -182,7 +182,7 @@ impl Sender {
         let (mut at, mut kept) = (0, 0);
         while at < pages {
             let bytes = &mut self.frame[start..];
-            let is_zero = |i: usize| bytes[i * PAGE..(i + 1) * PAGE] == ZERO_PAGE;
+            let is_zero = |i: usize| bytes[i * PAGE..(i + 1) * PAGE] == *zero_page();
             let zero = is_zero(at);
             let end = (at + 1..pages).find(|i| is_zero(*i) != zero).unwrap_or(pages);
             let part = Run { page: run.page + at as u64, count: (end - at) as u64 };
@@ -260,5 +260,3 @@ impl Sender {
         link.send_built(Kind::Zero, 0, DOING)
     }
 }
-
-static ZERO_PAGE: [u8; PAGE] = [0; PAGE];

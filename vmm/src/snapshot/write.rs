@@ -12,7 +12,6 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryReg
 
 const CHUNK_PAGES: u64 = 256;
 const PAGE: usize = PAGE_SIZE as usize;
-static ZERO_PAGE: [u8; PAGE] = [0; PAGE];
 
 /// What is written.
 #[derive(Debug, Clone, Copy)]
@@ -285,7 +284,7 @@ fn parts(chunk: &[u8], sparse: bool) -> Vec<(usize, &[u8])> {
     }
     let mut out: Vec<(usize, &[u8])> = Vec::new();
     for (i, page) in chunk.chunks_exact(PAGE).enumerate() {
-        if page == ZERO_PAGE {
+        if page == memory::zero_page() {
             continue;
         }
         match out.last_mut() {

@@ -2,6 +2,7 @@
 
 use super::config::{CacheType, DriveConfig, FileEngine};
 use super::image::{Image, WriteLog};
+use crate::memory::ZEROS;
 use crate::virtio::{Ram, Segments, iov};
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::Errno;
@@ -13,9 +14,6 @@ use std::sync::Arc;
 
 /// Bytes in a sector, whatever the host's disk has.
 pub(crate) const SECTOR: u64 = 512;
-
-/// Zeros for hosts and files that cannot punch or zero ranges.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Why a drive cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +164,7 @@ impl Disk {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
             other => return Ok(other?),
         }
+        // A host or file that cannot punch or zero ranges.
         let (mut at, end) = (sector * SECTOR, (sector + count) * SECTOR);
         while at < end {
             let n = (end - at).min(ZEROS.len() as u64);
