@@ -1,5 +1,5 @@
-//! Clients that others wrote for Firecracker drive the real program: curl as in Firecracker's guides, and the Python
-//! library `firecracker-python`.
+//! Clients that others wrote for Firecracker drive the real program: curl as in Firecracker's guides, the Python library
+//! `firecracker-python`, and the client of the manager `bandsox`.
 
 use godwit_guests::host;
 use godwit_tests::conformance::plugin::Plugin;
@@ -19,13 +19,40 @@ fn godwit() -> Result<PathBuf, String> {
 }
 
 /// What `scripts/make-client-venv` has made.
-fn python() -> Result<PathBuf, String> {
+fn python(module: &str) -> Result<PathBuf, String> {
     let python = host::cache().join("clients/bin/python");
-    if works(Command::new(&python).args(["-c", "import firecracker"])) {
+    if works(Command::new(&python).arg("-c").arg(format!("import {module}"))) {
         Ok(python)
     } else {
-        Err("no firecracker-python (scripts/make-client-venv)".into())
+        Err(format!("no Python module {module} (scripts/make-client-venv)"))
     }
+}
+
+#[test]
+fn bandsox_drives_a_whole_life() {
+    let test = "bandsox_drives_a_whole_life";
+    let (godwit, python) = match godwit().and_then(|g| Ok((g, python("bandsox.firecracker")?))) {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {test}: {why}"),
+    };
+    let scratch = Scratch::new(test);
+    scratch.config("counter", 128, "x86-64", "");
+    let disk = scratch.path("disk.img");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/bandsox_life.py");
+    let mut command = Command::new("timeout");
+    command.arg("300").arg(python).arg(script).arg(godwit);
+    command.args([scratch.path("counter.elf"), disk, scratch.path("")]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
+    let report: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    let text = |name: &str| report[name].as_str().unwrap().to_owned();
+    check_lines(&[text("first")]);
+    let checker = check_lines(&[text("held"), text("second")]);
+    assert!(text("refusal").contains("not supported after starting the microVM"), "{report}");
+    assert_eq!(report["ends"], serde_json::json!([0, 0]));
+    println!("{test}: {} lines right", checker.lines());
 }
 
 #[test]
@@ -36,7 +63,7 @@ fn firecracker_python_drives_a_whole_life() {
         false => Err("no right to make a network namespace, or no iproute2".to_owned()),
     };
     let (godwit, python) =
-        match godwit().and_then(|g| Ok((g, python()?))).and_then(|p| namespace().map(|()| p)) {
+        match godwit().and_then(|g| Ok((g, python("firecracker")?))).and_then(|p| namespace().map(|()| p)) {
             Ok(found) => found,
             Err(why) => return println!("SKIPPED {test}: {why}"),
         };
@@ -68,7 +95,7 @@ fn firecracker_python_drives_a_whole_life() {
 #[test]
 fn schemathesis_finds_nothing() {
     let test = "schemathesis_finds_nothing";
-    let (godwit, python) = match godwit().and_then(|g| Ok((g, python()?))) {
+    let (godwit, python) = match godwit().and_then(|g| Ok((g, python("firecracker")?))) {
         Ok(found) => found,
         Err(why) => return println!("SKIPPED {test}: {why}"),
     };

@@ -42,6 +42,17 @@ struct Terminal {
     signal: Option<i32>,
 }
 
+fn cooked(terminal: &File) -> bool {
+    // SAFETY: all zero is a valid termios, filled by tcgetattr.
+    let settings = unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        assert_eq!(libc::tcgetattr(terminal.as_raw_fd(), &mut settings), 0);
+        settings
+    };
+    let all = libc::ICANON | libc::ECHO | libc::ISIG;
+    settings.c_lflag & all == all
+}
+
 impl Terminal {
     fn start(command: &mut Command) -> Self {
         let (mut master, mut slave) = (-1, -1);
@@ -61,6 +72,7 @@ impl Terminal {
                 Ok(())
             })
         };
+        assert!(cooked(&slave), "a fresh terminal");
         let child = command.spawn().expect("the program starts");
         let said = Arc::new(Mutex::new(Vec::new()));
         let (mut reader, text) = (master.try_clone().unwrap(), Arc::clone(&said));
@@ -79,14 +91,7 @@ impl Terminal {
 
     /// Whether a line is edited and echoed by the terminal, and keys send signals.
     fn cooked(&self) -> bool {
-        // SAFETY: all zero is a valid termios, filled by tcgetattr.
-        let settings = unsafe {
-            let mut settings: libc::termios = std::mem::zeroed();
-            assert_eq!(libc::tcgetattr(self.slave.as_raw_fd(), &mut settings), 0);
-            settings
-        };
-        let all = libc::ICANON | libc::ECHO | libc::ISIG;
-        settings.c_lflag & all == all
+        cooked(&self.slave)
     }
 
     fn send(&self, signal: i32) {
@@ -134,7 +139,6 @@ fn a_terminal_is_raw_while_the_guest_lives_and_as_before_after_every_end() {
         let mut command = traced(&godwit);
         command.args(["--no-api", "--config-file"]).arg(&config).arg("--backend").arg(&plugin);
         let mut terminal = Terminal::start(&mut command);
-        assert!(terminal.cooked());
         until("the guest prints", || terminal.text().lines().filter(|l| l.starts_with("n=")).count() > 3);
         assert!(!terminal.cooked(), "{how}: raw while it lives");
         // The shell may have had it meanwhile.

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use godwit_tests::conformance::plugin::Plugin;
+use godwit_tests::harness::{Scratch, program};
+
 use godwit_abi::{self as abi, BackendTable, EntryFn, ErrorText, Exit, HostTable, Text, VmConfig};
 use godwit_vmm::sandbox::{self, BackendNeeds, Kind, Policy, handler};
 
@@ -226,4 +229,67 @@ fn a_panic_in_the_backend_is_an_error_and_no_crash() {
         let out = attempt(thread, told);
         assert_eq!(out.status.code(), Some(78), "{told}: {}", String::from_utf8_lossy(&out.stderr));
     }
+}
+
+/// Firecracker's compiled form: programs of one instruction that answers every call alike.
+fn compiled(answers: [(&str, u32); 3]) -> Vec<u8> {
+    let mut out = 3u64.to_le_bytes().to_vec();
+    for (name, answer) in answers {
+        out.extend((name.len() as u64).to_le_bytes());
+        out.extend(name.as_bytes());
+        out.extend(1u64.to_le_bytes());
+        // BPF_RET | BPF_K
+        out.extend((u64::from(answer) << 32 | 6).to_le_bytes());
+    }
+    out
+}
+
+#[test]
+fn filters_of_ones_own_are_taken_as_json_and_compiled() {
+    use std::os::unix::process::ExitStatusExt;
+    let test = "filters_of_ones_own_are_taken_as_json_and_compiled";
+    if !available(test) {
+        return;
+    }
+    let godwit = match program("godwit").and_then(|g| Plugin::usable("interp").map(|_| g)) {
+        Ok(godwit) => godwit,
+        Err(why) => return println!("SKIPPED {test}: {why}"),
+    };
+    let scratch = Scratch::new(test);
+    let config = scratch.config("hello", 16, "x86-64", "");
+    let filter = scratch.path("filter");
+    let run = |bytes: &[u8]| {
+        std::fs::write(&filter, bytes).unwrap();
+        let mut command = Command::new(&godwit);
+        command.args(["--no-api", "--backend", "interp", "--config-file"]).arg(&config);
+        command.arg("--seccomp-filter").arg(&filter).output().unwrap()
+    };
+    // What naming a forbidden call takes is always allowed.
+    let end = r#"{"syscall":"write"},{"syscall":"exit_group"}"#;
+    let thread =
+        |answer: &str| format!(r#"{{"default_action":"{answer}","filter_action":"allow","filter":[{end}]}}"#);
+    let json = |vcpu: &str| {
+        format!(r#"{{"vmm":{},"api":{},"vcpu":{}}}"#, thread("allow"), thread("allow"), thread(vcpu))
+    };
+    let said = |out: &Output| String::from_utf8_lossy(&[&out.stdout[..], &out.stderr].concat()).into_owned();
+    let open = run(json("allow").as_bytes());
+    assert!(open.status.success() && said(&open).contains("Hello"), "{}", said(&open));
+    let trap = run(json("trap").as_bytes());
+    assert_eq!(trap.status.code(), Some(handler::EXIT_BAD_SYSCALL), "{}", said(&trap));
+    assert!(
+        said(&trap).contains("the vcpu thread \"vcpu0\" made the forbidden system call"),
+        "{}",
+        said(&trap)
+    );
+
+    if cfg!(target_endian = "big") {
+        return println!("SKIPPED {test}, compiled: it is for little-endian hosts");
+    }
+    let allow = libc::SECCOMP_RET_ALLOW;
+    let open = run(&compiled([("vmm", allow), ("api", allow), ("vcpu", allow)]));
+    assert!(open.status.success() && said(&open).contains("Hello"), "{}", said(&open));
+    let kill = run(&compiled([("vmm", allow), ("api", allow), ("vcpu", libc::SECCOMP_RET_KILL_PROCESS)]));
+    assert_eq!(kill.status.signal(), Some(libc::SIGSYS), "{}", said(&kill));
+    let cut = run(&compiled([("vmm", allow), ("api", allow), ("vcpu", allow)])[..40]);
+    assert!(cut.status.code() == Some(1) && said(&cut).contains("it is cut short"), "{}", said(&cut));
 }

@@ -3,7 +3,7 @@
 use super::http::{Method, Request, Response};
 use super::routes::{Route, Target, find};
 use super::server::Handler;
-use crate::config::{DriveConfig, DriveUpdate, MachineSpec, NetUpdate, NetworkInterfaceConfig};
+use crate::config::{DriveConfig, DriveUpdate, MachineSpec, NetUpdate, NetworkInterfaceConfig, shape};
 use crate::control::{
     Action, ConfigPart, Denied, DeviceUpdate, Handle, InstanceInfo, MigrationRequest, Migrations, Outcome,
     Requests,
@@ -105,45 +105,17 @@ fn bad(why: impl Into<String>) -> Response {
     Response::fault(400, why)
 }
 
-/// Members that are lists.
-const LISTS: [&str; 7] = [
-    "network_overrides",
-    "drive_overrides",
-    "passt_overrides",
-    "network_interfaces",
-    "move_disks",
-    "allow_devices",
-    "allow_paths",
-];
-
-/// The name of an array that is not one of [`LISTS`].
-fn stray_array<'a>(name: &'a str, value: &'a Value) -> Option<&'a str> {
-    match value {
-        Value::Array(_) if !LISTS.contains(&name) => Some(name),
-        Value::Array(list) => list.iter().find_map(|v| match v {
-            Value::Array(_) => Some(name),
-            v => stray_array(name, v),
-        }),
-        Value::Object(members) => members.iter().find_map(|(name, v)| stray_array(name, v)),
-        _ => None,
-    }
+fn unreadable(why: String) -> Response {
+    bad(format!("An error occurred when deserializing the json body of a request: {why}."))
 }
 
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
-    // serde takes an array for a struct's fields in their order; no client means that.
-    if let Ok(value) = serde_json::from_slice(&request.body)
-        && let Some(name) = stray_array("the body", &value)
-    {
-        let what = "An error occurred when deserializing the json body of a request";
-        return Err(bad(format!("{what}: {name}: an object is wanted, not an array.")));
-    }
-    any_body(request)
+    shape::read(&request.body, "the body").map_err(unreadable)
 }
 
 /// A body that may hold arrays anywhere.
 fn any_body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
-    serde_json::from_slice(&request.body)
-        .map_err(|e| bad(format!("An error occurred when deserializing the json body of a request: {e}.")))
+    serde_json::from_slice(&request.body).map_err(|e| unreadable(e.to_string()))
 }
 
 /// Names in paths are letters, digits, `_` and `-`, and the same as in the body.

@@ -158,7 +158,7 @@ pub const ROUTES: &[Route] = &[
         Target::Drive,
         When::PreBoot,
         "drive",
-        "`io_engine` Async and `socket` (vhost-user) are refused",
+        "`socket` (vhost-user) is refused; with either `io_engine` a thread of the disk's own waits for it",
     ),
     route(Patch, "/drives/{drive_id}", Target::Drive, When::PostBoot, "drive", ""),
     route(Put, "/entropy", Target::Entropy, When::PreBoot, "entropy", ""),
@@ -268,13 +268,19 @@ pub const ROUTES: &[Route] = &[
     ),
 ];
 
-/// The route that takes a request, and the last part of its path.
+/// The route that takes a request, and the last part of the path that it looks at. What stands behind a path of Firecracker's
+/// that no other continues is not looked at, as there: clients say `PUT /vsock/ID`.
 pub fn find(method: Method, path: &str) -> Option<(&'static Route, &str)> {
     let trimmed = path.strip_prefix('/').unwrap_or(path);
     let trimmed = trimmed.strip_suffix('/').unwrap_or(trimmed);
     let parts: Vec<&str> = trimmed.split('/').collect();
-    let last = trimmed.rsplit('/').next().unwrap_or_default();
-    ROUTES.iter().find(|r| r.takes(method, &parts)).map(|r| (r, last))
+    for len in (1..=parts.len()).rev() {
+        let Some(route) = ROUTES.iter().find(|r| r.takes(method, &parts[..len])) else { continue };
+        let continues = |r: &Route| r.method == method && r.path.starts_with(&format!("{}/", route.path));
+        let open = !route.is_ours() && parts[..len] != [""] && !ROUTES.iter().any(continues);
+        return (len == parts.len() || open).then(|| (route, parts[len - 1]));
+    }
+    None
 }
 
 /// The tables of `docs/COMPATIBILITY.md`.
@@ -305,9 +311,30 @@ mod tests {
         assert_eq!(target(Get, "/"), Some((Target::Instance, String::new())));
         assert_eq!(target(Put, "/drives/a-b"), Some((Target::Drive, "a-b".into())));
         assert_eq!(target(Patch, "/balloon/statistics/"), Some((Target::BalloonStats, "statistics".into())));
-        for (method, path) in
-            [(Put, "/drives"), (Put, "/drives/"), (Put, "/drives//"), (Put, "/"), (Get, "/x")]
-        {
+        for (method, path, wanted, part) in [
+            (Put, "/vsock/vsock0", Target::Vsock, "vsock"),
+            (Put, "/drives/a/b", Target::Drive, "a"),
+            (Put, "/balloon/x", Target::Balloon, "balloon"),
+            (Put, "/mmds/config/x", Target::MmdsConfig, "config"),
+            (Get, "/vm/config/x", Target::VmConfig, "config"),
+            (Patch, "/balloon/statistics/x/y", Target::BalloonStats, "statistics"),
+        ] {
+            assert_eq!(target(method, path), Some((wanted, part.into())), "{path}");
+        }
+        for (method, path) in [
+            (Put, "/drives"),
+            (Put, "/drives/"),
+            (Put, "/drives//"),
+            (Put, "/"),
+            (Get, "/x"),
+            (Get, "//x"),
+            (Put, "/mmds/x"),
+            (Get, "/balloon/x"),
+            (Patch, "/balloon/hinting/x"),
+            (Put, "/snapshot/x"),
+            (Get, "/migration/x"),
+            (Patch, "/vsock/v"),
+        ] {
             assert_eq!(target(method, path), None, "{path}");
         }
     }

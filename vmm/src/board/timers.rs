@@ -3,12 +3,54 @@
 use super::clock::BoardClock;
 use super::clock::Clock;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::timerfd::TimerFd;
+
+/// A timer of the host's, watched by the device thread. Nobody waits at it: whoever was told that it has fired may come when it
+/// has been set anew, by what was told in the same breath, and then it has not.
+pub struct Alarm(OwnedFd);
+
+impl Alarm {
+    /// One that is not set.
+    ///
+    /// # Errors
+    /// The host gives no timerfd.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Alarm(timerfd_create(TimerfdClockId::Monotonic, flags)?))
+    }
+
+    /// Has it fire once, so much later; `None` takes that back.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn set(&self, after: Option<Duration>) -> io::Result<()> {
+        // No time at all would take it back.
+        let after = after.map_or(Duration::ZERO, |d| d.max(Duration::from_nanos(1)));
+        let nothing = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let seconds = i64::try_from(after.as_secs()).unwrap_or(i64::MAX);
+        let value = Timespec { tv_sec: seconds, tv_nsec: after.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: nothing, it_value: value };
+        Ok(timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &once).map(drop)?)
+    }
+
+    /// Whether it has fired since it was set.
+    pub fn fired(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
+    }
+}
+
+impl AsRawFd for Alarm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
 
 /// A device that something happens to by itself.
 pub trait Timed: Send {
@@ -43,7 +85,7 @@ pub struct Timers {
     devices: Vec<Arc<Mutex<dyn Timed>>>,
     clock: Arc<BoardClock>,
     waker: Waker,
-    timer: TimerFd,
+    timer: Alarm,
     running: bool,
 }
 
@@ -57,7 +99,7 @@ impl Timers {
         clock: Arc<BoardClock>,
         waker: Waker,
     ) -> io::Result<Self> {
-        Ok(Timers { devices, clock, waker, timer: TimerFd::new()?, running: false })
+        Ok(Timers { devices, clock, waker, timer: Alarm::new()?, running: false })
     }
 
     /// Lets them run, or holds them. The clock is started before and stopped after.
@@ -66,9 +108,23 @@ impl Timers {
         self.waker.wake();
     }
 
+    /// The waker's or the timer's descriptor has something to say, or had when its turn was settled.
+    fn told(&mut self, fd: RawFd) {
+        if fd == self.waker.0.as_raw_fd() {
+            let _ = self.waker.0.read();
+        } else if self.timer.fired() && self.running {
+            let now = self.clock.now_ns();
+            for device in &self.devices {
+                let mut device = device.lock().unwrap_or_else(|e| e.into_inner());
+                device.expire(now);
+            }
+        }
+        self.look();
+    }
+
     fn look(&mut self) {
         if !self.running {
-            let _ = self.timer.clear();
+            let _ = self.timer.set(None);
             return;
         }
         let mut next: Option<u64> = None;
@@ -80,11 +136,8 @@ impl Timers {
             }
             next = next.into_iter().chain(device.deadline_ns()).min();
         }
-        let set = match next {
-            Some(at) => self.timer.reset(Duration::from_nanos(at.saturating_sub(now).max(1)), None),
-            None => self.timer.clear(),
-        };
-        if let Err(e) = set {
+        let after = next.map(|at| Duration::from_nanos(at.saturating_sub(now)));
+        if let Err(e) = self.timer.set(after) {
             tracing::error!("board timers: {e}");
         }
     }
@@ -100,18 +153,60 @@ impl MutEventSubscriber for Timers {
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        if events.fd() == self.waker.0.as_raw_fd() {
-            let _ = self.waker.0.read();
-        } else {
-            let _ = self.timer.wait();
-            let now = self.clock.now_ns();
-            if self.running {
-                for device in &self.devices {
-                    let mut device = device.lock().unwrap_or_else(|e| e.into_inner());
-                    device.expire(now);
-                }
-            }
+        self.told(events.fd());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expires once.
+    struct Once(Option<u64>);
+
+    impl Timed for Once {
+        fn deadline_ns(&self) -> Option<u64> {
+            self.0
         }
-        self.look();
+
+        fn expire(&mut self, now_ns: u64) {
+            assert!(self.0.take().is_some_and(|d| d <= now_ns), "too early, or nothing to expire");
+        }
+    }
+
+    #[test]
+    fn news_of_a_timer_that_was_set_anew_is_not_waited_for() {
+        let clock = Arc::new(BoardClock::default());
+        clock.start(0);
+        let device = Arc::new(Mutex::new(Once(None)));
+        let mut timers = Timers::new(vec![device.clone()], clock, Waker::new().unwrap()).unwrap();
+        let (timer, waker) = (timers.timer.as_raw_fd(), timers.waker.0.as_raw_fd());
+        timers.set_running(true);
+        device.lock().unwrap().0 = Some(1);
+        timers.told(waker);
+        assert_eq!(device.lock().unwrap().0, None, "its time has come");
+        // Taken back, and far away: both are told of all the same, if they were due when the news was gathered.
+        timers.told(timer);
+        device.lock().unwrap().0 = Some(u64::MAX);
+        timers.told(waker);
+        timers.told(timer);
+        assert_eq!(device.lock().unwrap().0, Some(u64::MAX));
+    }
+
+    #[test]
+    fn an_alarm_fires_once() {
+        let alarm = Alarm::new().unwrap();
+        assert!(!alarm.fired());
+        for after in [Duration::ZERO, Duration::from_nanos(1), Duration::from_millis(1)] {
+            alarm.set(Some(after)).unwrap();
+            while !alarm.fired() {
+                std::thread::yield_now();
+            }
+            assert!(!alarm.fired());
+        }
+        alarm.set(Some(Duration::MAX)).unwrap();
+        assert!(!alarm.fired());
+        alarm.set(None).unwrap();
+        assert!(!alarm.fired());
     }
 }

@@ -1,5 +1,6 @@
 //! One HTTP request to the API socket of a running godwit.
 
+use super::socket::not_reached;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -49,7 +50,7 @@ pub fn request(
         std::io::ErrorKind::WouldBlock => format!("{}: no answer in {limit:?}", socket.display()),
         _ => format!("{}: {e}", socket.display()),
     };
-    let mut stream = UnixStream::connect(socket).map_err(failed)?;
+    let mut stream = UnixStream::connect(socket).map_err(|e| not_reached(socket, &e))?;
     stream.set_read_timeout(limit).map_err(failed)?;
     stream.set_write_timeout(Some(SOON)).map_err(failed)?;
     let head = format!(

@@ -13,7 +13,7 @@ pub(super) struct Confine {
     /// Run without seccomp filters: whoever takes a thread over may then ask anything of the kernel.
     #[arg(long)]
     no_seccomp: bool,
-    /// Filters of your own instead of the built-in ones: the JSON that Firecracker's seccompiler takes.
+    /// Filters of your own instead of the built-in ones: the JSON that Firecracker's seccompiler takes, or what it makes of it.
     #[arg(long, value_name = "FILE", conflicts_with = "no_seccomp")]
     seccomp_filter: Option<PathBuf>,
 }
@@ -30,7 +30,7 @@ impl Confine {
             _ if self.no_seccomp => Policy::Off,
             Some(path) => {
                 let failed = |e: String| format!("--seccomp-filter {}: {e}", path.display());
-                Policy::from_json(&read(path).map_err(failed)?).map_err(|e| failed(e.to_string()))?
+                Policy::from_file(&read(path).map_err(failed)?).map_err(|e| failed(e.to_string()))?
             }
             None => Policy::builtin(&needs).map_err(|e| e.to_string())?,
         };
@@ -44,7 +44,7 @@ impl Confine {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<String, String> {
+fn read(path: &std::path::Path) -> Result<Vec<u8>, String> {
     use std::io::Read;
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
@@ -52,6 +52,5 @@ fn read(path: &std::path::Path) -> Result<String, String> {
     if bytes.len() as u64 > MAX_FILTER {
         return Err(format!("longer than {MAX_FILTER} bytes"));
     }
-    String::from_utf8(bytes)
-        .map_err(|_| "not text: give the JSON itself, not what Firecracker's seccompiler makes of it".into())
+    Ok(bytes)
 }

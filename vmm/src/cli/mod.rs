@@ -14,6 +14,7 @@ pub mod ps;
 pub mod receive;
 pub mod run;
 mod signals;
+mod socket;
 mod terminal;
 
 use clap::{CommandFactory, Parser, Subcommand};

@@ -1,6 +1,7 @@
 //! `godwit receive`: waits for a guest and runs it.
 
 use super::cpu::Cpu;
+use super::socket::instance_id;
 use super::{exit, log, run, signals, terminal};
 use crate::config::{
     DriveOverride, MachineSpec, NetworkOverride, PasstOverride, ReceiveRequest, VsockOverride,
@@ -21,8 +22,8 @@ pub struct Receive {
     /// Unix socket for the API: it says how far the guest is, and serves it when it is here.
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
-    /// Name of this instance.
-    #[arg(long, default_value = "anonymous-instance")]
+    /// Name of this instance: letters, digits and '-'.
+    #[arg(long, default_value = "anonymous-instance", value_parser = instance_id)]
     id: String,
     /// Most guest memory to take, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 0, hide_default_value = true)]
@@ -129,7 +130,7 @@ impl Receive {
         let handle = control.handle();
         signals::watch(run::leave(handle.clone(), self.api_sock.clone())).map_err(|e| error(&e))?;
         let api = self.api_sock.as_ref().map(|path| run::Api::start(path, 51200, handle)).transpose();
-        let api = api.map_err(|e| error(&format!("API socket: {e}")))?;
+        let api = api.map_err(|e| error(&e))?;
         let json = self.json;
         let announce = move |progress: &Progress, report: &Report| {
             if json && progress.snapshot().phase == Phase::Done {

@@ -1,6 +1,7 @@
 //! Running a machine: Firecracker's flags, the console, signals, the API socket, and the end.
 
 use super::cpu::Cpu;
+use super::socket::{instance_id, not_made};
 use super::{exit, log, signals, terminal};
 use crate::api::router::Router;
 use crate::api::server::Server;
@@ -17,6 +18,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::EventFd;
+
+/// Where Firecracker listens unless it is told.
+const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
 
 /// Firecracker's flags, and ours beside them.
 #[derive(Debug, clap::Args)]
@@ -46,14 +50,15 @@ pub struct Run {
 /// What both take.
 #[derive(Debug, clap::Args)]
 struct Common {
-    /// Unix socket for the API; without a config file this is how the machine is configured.
+    /// Unix socket for the API; without a config file this is how the machine is configured, and it is /run/firecracker.socket
+    /// unless given.
     #[arg(long, value_name = "PATH")]
     api_sock: Option<PathBuf>,
     /// No API socket; needs a config file.
     #[arg(long, conflicts_with = "api_sock")]
     no_api: bool,
-    /// Name of this instance.
-    #[arg(long, default_value = "anonymous-instance")]
+    /// Name of this instance: letters, digits and '-'.
+    #[arg(long, default_value = "anonymous-instance", value_parser = instance_id)]
     id: String,
     /// Write the log to this file or named pipe.
     #[arg(long, value_name = "PATH")]
@@ -131,11 +136,18 @@ impl Flags {
                 }
             };
         }
-        if self.config_file.is_none() && self.common.api_sock.is_none() {
-            eprintln!("godwit: give --config-file FILE, --api-sock PATH or both; see godwit --help");
-            return exit::ARGUMENTS;
+        let config = self.config_file.as_deref();
+        let mut socket = self.common.api_sock.clone();
+        if config.is_none() && socket.is_none() {
+            // Whoever says nothing at all wants to know what to say.
+            if self.common.no_api || std::env::args_os().len() < 2 {
+                eprintln!("godwit: give --config-file FILE, --api-sock PATH or both; see godwit --help");
+                return exit::ARGUMENTS;
+            }
+            eprintln!("godwit: waiting for requests on {DEFAULT_SOCKET}");
+            socket = Some(DEFAULT_SOCKET.into());
         }
-        self.common.run(self.config_file.as_deref())
+        self.common.run(config, socket.as_deref())
     }
 }
 
@@ -160,13 +172,13 @@ fn describe(path: &Path) -> Result<String, String> {
 impl Run {
     /// Does it: the exit code.
     pub fn run(&self) -> u8 {
-        self.common.run(Some(&self.config))
+        self.common.run(Some(&self.config), self.common.api_sock.as_deref())
     }
 }
 
 impl Common {
-    fn run(&self, config: Option<&Path>) -> u8 {
-        match self.live(config) {
+    fn run(&self, config: Option<&Path>, socket: Option<&Path>) -> u8 {
+        match self.live(config, socket.filter(|_| !self.no_api)) {
             Ok(code) => code,
             Err(Fatal(text, code)) => {
                 eprintln!("godwit: {text}");
@@ -204,7 +216,7 @@ impl Common {
         control.set_startup(wall, cpu);
     }
 
-    fn live(&self, file: Option<&Path>) -> Result<u8, Fatal> {
+    fn live(&self, file: Option<&Path>, socket: Option<&Path>) -> Result<u8, Fatal> {
         let style = log::Style {
             path: self.log_path.as_deref(),
             level: &self.level,
@@ -245,21 +257,17 @@ impl Common {
         let limit = self.mmds_size_limit.unwrap_or(self.http_api_max_payload_size);
         control.metadata().store().set_limit(limit);
         if let Some(path) = &self.metadata {
-            let text = |e: &dyn std::fmt::Display| Fatal(format!("{}: {e}", path.display()), exit::CONFIG);
+            let text = |e: &dyn std::fmt::Display| {
+                Fatal(format!("--metadata {}: {e}", path.display()), exit::CONFIG)
+            };
             let data = std::fs::read(path).map_err(|e| text(&e))?;
             let data = serde_json::from_slice(&data).map_err(|e| text(&e))?;
             control.metadata().store().put(data).map_err(|e| text(&e))?;
         }
         let handle = control.handle();
-        let socket = self.api_sock.clone().filter(|_| !self.no_api);
-        signals::watch(leave(handle.clone(), socket)).map_err(fatal(exit::ERROR))?;
-        let api = match &self.api_sock {
-            Some(path) if !self.no_api => {
-                let text = |e: io::Error| Fatal(format!("API socket {}: {e}", path.display()), exit::ERROR);
-                Some(Api::start(path, self.http_api_max_payload_size, handle).map_err(text)?)
-            }
-            _ => None,
-        };
+        signals::watch(leave(handle.clone(), socket.map(Path::to_owned))).map_err(fatal(exit::ERROR))?;
+        let api = socket.map(|path| Api::start(path, self.http_api_max_payload_size, handle)).transpose();
+        let api = api.map_err(fatal(exit::ERROR))?;
         if config.is_some() {
             control.start_now().map_err(fatal(exit::ERROR))?;
         }
@@ -334,8 +342,17 @@ pub(super) struct Api {
 }
 
 impl Api {
-    pub(super) fn start(path: &Path, max_body: usize, handle: Handle) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
+    /// Serves `path` from now on.
+    ///
+    /// # Errors
+    /// Text for the user.
+    pub(super) fn start(path: &Path, max_body: usize, handle: Handle) -> Result<Self, String> {
+        let listener = UnixListener::bind(path).map_err(|e| not_made(path, &e))?;
+        Self::serve(listener, path, max_body, handle)
+            .map_err(|e| format!("API socket {}: {e}", path.display()))
+    }
+
+    fn serve(listener: UnixListener, path: &Path, max_body: usize, handle: Handle) -> io::Result<Self> {
         let stop = EventFd::new(libc::EFD_CLOEXEC)?;
         let router = Router::new(handle);
         let mut server = Server::new(listener, stop.try_clone()?, max_body, router)?;

@@ -1,7 +1,8 @@
 //! The config file: one JSON object with a member for each request that would configure the same by the API.
 
 use super::{
-    BootSourceConfig, Invalid, LoggerConfig, MachineConfig, MachineSpec, MetricsConfig, SerialConfig, refused,
+    BootSourceConfig, Invalid, LoggerConfig, MachineConfig, MachineSpec, MetricsConfig, SerialConfig,
+    refused, shape,
 };
 use crate::virtio::balloon::BalloonConfig;
 use crate::virtio::block::DriveConfig;
@@ -74,7 +75,7 @@ pub struct ConfigFile {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It could not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("config file {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -88,12 +89,12 @@ pub enum ConfigError {
         path: PathBuf,
     },
     /// Not JSON, or not of the right shape; the text has line and column.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {why}", path.display())]
     Shape {
         /// The file.
         path: PathBuf,
         /// What and where.
-        source: serde_json::Error,
+        why: String,
     },
     /// A value that cannot be honoured.
     #[error("{}: {source}", path.display())]
@@ -130,7 +131,7 @@ impl ConfigFile {
 pub fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
     let path = || path.to_owned();
     let file: ConfigFile =
-        serde_json::from_str(text).map_err(|source| ConfigError::Shape { path: path(), source })?;
+        shape::read(text.as_bytes(), "the file").map_err(|why| ConfigError::Shape { path: path(), why })?;
     file.machine_config
         .validate()
         .and_then(|()| file.boot_source.validate())
@@ -198,6 +199,12 @@ mod tests {
         assert!(e.contains("bootargs") && e.contains("line 1 column"), "{e}");
         let e = error("{\"machine-config\": {}}");
         assert!(e.contains("boot-source"), "{e}");
+        let e = error("{\"boot-source\": {\"kernel_image_path\": \"k\"},\n\"drivs\": []}");
+        assert!(
+            e.contains("`drivs`") && e.contains("line 2") && e.ends_with("did you mean `drives`?"),
+            "{e}"
+        );
+        assert!(error("[]").ends_with("the file: an object is wanted, not an array"));
         let e = error("{\"boot-source\": {\"kernel_image_path\": \"k\"}\n\"x\"");
         assert!(e.contains("line 2 column"), "{e}");
     }

@@ -9,6 +9,7 @@ mod file;
 mod machine;
 mod observe;
 mod receive;
+pub mod shape;
 mod snapshot;
 mod update;
 

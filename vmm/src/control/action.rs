@@ -7,7 +7,7 @@ use crate::config::{
 };
 use crate::mmds::Metadata;
 use crate::virtio::balloon::{BalloonConfig, BalloonStats};
-use crate::virtio::block::{DriveConfig, FileEngine};
+use crate::virtio::block::DriveConfig;
 use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
 use crate::virtio::vsock::VsockConfig;
@@ -93,9 +93,6 @@ impl ConfigPart {
                 config.machine = m;
             }
             ConfigPart::Drive(d) => {
-                if d.io_engine == Some(FileEngine::Async) {
-                    return Err(Invalid::new("io_engine", "only \"Sync\""));
-                }
                 if d.socket.is_some() {
                     return Err(Invalid::new("socket", "vhost-user is not offered: give path_on_host"));
                 }

@@ -2,6 +2,7 @@
 
 use super::{Event, EventSink};
 use crate::board::serial::{Nowhere, Output, Serial};
+use crate::board::timers::Alarm;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use std::fs::File;
 use std::io::Read;
@@ -43,7 +44,7 @@ pub(super) struct ConsoleInput {
     serial: Arc<Mutex<Serial>>,
     attention: Arc<EventFd>,
     events: EventSink,
-    retry: vmm_sys_util::timerfd::TimerFd,
+    retry: Alarm,
 }
 
 impl ConsoleInput {
@@ -56,7 +57,7 @@ impl ConsoleInput {
         let attention = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let bell = Arc::clone(&attention);
         serial.lock().unwrap_or_else(|e| e.into_inner()).on_attention(Box::new(move || drop(bell.write(1))));
-        let retry = vmm_sys_util::timerfd::TimerFd::new()?;
+        let retry = Alarm::new()?;
         Ok(ConsoleInput { input, watching: false, escape, escaped: false, serial, attention, events, retry })
     }
 
@@ -127,7 +128,7 @@ impl ConsoleInput {
         let again = serial.blocked();
         drop(serial);
         if again {
-            let _ = self.retry.reset(RETRY, None);
+            let _ = self.retry.set(Some(RETRY));
         }
     }
 
@@ -139,7 +140,7 @@ impl ConsoleInput {
         if stalled {
             self.flush();
         } else if blocked {
-            let _ = self.retry.reset(GATHER, None);
+            let _ = self.retry.set(Some(GATHER));
         }
     }
 }
@@ -160,8 +161,9 @@ impl MutEventSubscriber for ConsoleInput {
             self.watch(ops, true);
             self.attend();
         } else if events.fd() == self.retry.as_raw_fd() {
-            let _ = self.retry.wait();
-            self.flush();
+            if self.retry.fired() {
+                self.flush();
+            }
         } else {
             self.read(ops);
         }

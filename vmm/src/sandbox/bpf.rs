@@ -11,7 +11,7 @@ pub type Instruction = libc::sock_filter;
 /// Program length that the kernel takes at most (BPF_MAXINSNS).
 const MAX_LEN: usize = 4096;
 
-/// What a value is compared for. All are on the low 32 bits of an argument unless said otherwise.
+/// What a value is compared for. All are on the low 32 bits of an argument unless said otherwise. Comparisons are unsigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
     /// Argument `index` equals `value`.
@@ -44,6 +44,31 @@ pub enum Check {
         /// The value.
         value: u32,
     },
+    /// All 64 bits of argument `index` do not equal `value`.
+    Ne64 {
+        /// 0 to 5.
+        index: u8,
+        /// The value.
+        value: u64,
+    },
+    /// All 64 bits of argument `index` equal `value` in the bits of `mask`.
+    Masked64 {
+        /// 0 to 5.
+        index: u8,
+        /// The bits that count.
+        mask: u64,
+        /// The value.
+        value: u64,
+    },
+    /// All 64 bits of argument `index` are greater than `value`, or not.
+    Greater {
+        /// 0 to 5.
+        index: u8,
+        /// The value.
+        value: u64,
+        /// Whether they should be.
+        than: bool,
+    },
 }
 
 impl Check {
@@ -57,6 +82,9 @@ impl Check {
             Check::Eq64 { index, value } => arg(index) == value,
             Check::Ne { index, value } => low(index) != value,
             Check::Masked { index, mask, value } => low(index) & mask == value,
+            Check::Ne64 { index, value } => arg(index) != value,
+            Check::Masked64 { index, mask, value } => arg(index) & mask == value,
+            Check::Greater { index, value, than } => (arg(index) > value) == than,
         }
     }
 }
@@ -76,6 +104,8 @@ pub enum Answer {
     KillThread,
     /// It is made, and noted in the kernel's log.
     Log,
+    /// A tracer is told, with this number; without one it fails.
+    Trace(u16),
 }
 
 impl Answer {
@@ -87,6 +117,7 @@ impl Answer {
             Answer::KillProcess => libc::SECCOMP_RET_KILL_PROCESS,
             Answer::KillThread => libc::SECCOMP_RET_KILL_THREAD,
             Answer::Log => libc::SECCOMP_RET_LOG,
+            Answer::Trace(n) => libc::SECCOMP_RET_TRACE | u32::from(n),
         }
     }
 }
@@ -144,45 +175,66 @@ fn load(offset: u32) -> Instruction {
     statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset)
 }
 
-/// Stands in a comparison's `jt` until the way to the end of its rule is known.
-const NEGATED: u8 = u8::MAX;
+/// Stands in a comparison until the way from there to the end of its rule is known: the rule does not fit.
+const FAIL: u8 = u8::MAX;
 
-/// Goes on if equal; `checks` fills in where it goes otherwise.
+/// Compares by `code` (BPF_JEQ and its kin): how many instructions it then skips, if so and if not.
+fn compare(code: u32, value: u32, jt: u8, jf: u8) -> Instruction {
+    Instruction { jt, jf, ..statement(libc::BPF_JMP | code | libc::BPF_K, value) }
+}
+
+/// Goes on if equal.
 fn equal(value: u32) -> Instruction {
-    statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value)
+    compare(libc::BPF_JEQ, value, 0, FAIL)
 }
 
 fn checks(rule: &Rule, target: Target) -> Vec<Instruction> {
     // Each argument is 8 bytes, from byte 16 on; its low word comes first in little-endian order.
-    let low = |index: u8| 16 + 8 * u32::from(index & 7) + if target.big_endian { 4 } else { 0 };
-    let high = |index: u8| 16 + 8 * u32::from(index & 7) + if target.big_endian { 0 } else { 4 };
+    let low = |index: u8| load(16 + 8 * u32::from(index & 7) + if target.big_endian { 4 } else { 0 });
+    let high = |index: u8| load(16 + 8 * u32::from(index & 7) + if target.big_endian { 0 } else { 4 });
+    let and = |mask: u32| statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask);
+    let halves = |value: u64| ((value >> 32) as u32, (value & 0xffff_ffff) as u32);
     let mut code = Vec::new();
     for check in &rule.checks {
         match *check {
-            Check::Eq { index, value } => code.extend([load(low(index)), equal(value)]),
-            Check::Ne { index, value } => {
-                code.extend([load(low(index)), Instruction { jt: NEGATED, ..equal(value) }])
+            Check::Eq { index, value } => code.extend([low(index), equal(value)]),
+            Check::Ne { index, value } => code.extend([low(index), compare(libc::BPF_JEQ, value, FAIL, 0)]),
+            Check::Eq64 { index, value } => {
+                let (up, down) = halves(value);
+                code.extend([low(index), equal(down), high(index), equal(up)]);
             }
-            Check::Eq64 { index, value } => code.extend([
-                load(low(index)),
-                equal((value & 0xffff_ffff) as u32),
-                load(high(index)),
-                equal((value >> 32) as u32),
-            ]),
-            Check::Masked { index, mask, value } => code.extend([
-                load(low(index)),
-                statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask),
-                equal(value),
-            ]),
+            Check::Ne64 { index, value } => {
+                let (up, down) = halves(value);
+                // One half that differs is enough.
+                code.extend([low(index), compare(libc::BPF_JEQ, down, 0, 2)]);
+                code.extend([high(index), compare(libc::BPF_JEQ, up, FAIL, 0)]);
+            }
+            Check::Masked { index, mask, value } => code.extend([low(index), and(mask), equal(value)]),
+            Check::Masked64 { index, mask, value } => {
+                let ((up, down), (mask_up, mask_down)) = (halves(value), halves(mask));
+                code.extend([low(index), and(mask_down), equal(down)]);
+                code.extend([high(index), and(mask_up), equal(up)]);
+            }
+            Check::Greater { index, value, than } => {
+                let (up, down) = halves(value);
+                // The upper halves decide, unless they are equal.
+                let (above, below) = if than { (3, FAIL) } else { (FAIL, 2) };
+                let (jt, jf) = if than { (0, FAIL) } else { (FAIL, 0) };
+                code.extend([high(index), compare(libc::BPF_JGT, up, above, 0)]);
+                code.push(compare(libc::BPF_JEQ, up, 0, below));
+                code.extend([low(index), compare(libc::BPF_JGT, down, jt, jf)]);
+            }
         }
     }
     code.push(statement(libc::BPF_RET | libc::BPF_K, rule.answer.code()));
     // A failed comparison goes to what follows the rule.
     let len = code.len();
-    for (at, i) in code.iter_mut().enumerate() {
-        if u32::from(i.code) & 7 == libc::BPF_JMP {
-            let skip = u8::try_from(len - at - 1).unwrap_or(u8::MAX);
-            if i.jt == NEGATED { i.jt = skip } else { i.jf = skip }
+    for (at, i) in code.iter_mut().enumerate().filter(|(_, i)| u32::from(i.code) & 7 == libc::BPF_JMP) {
+        let skip = u8::try_from(len - at - 1).unwrap_or(u8::MAX);
+        for jump in [&mut i.jt, &mut i.jf] {
+            if *jump == FAIL {
+                *jump = skip;
+            }
         }
     }
     code
@@ -195,7 +247,7 @@ fn over(code: &[Instruction]) -> Option<Instruction> {
 
 /// What happens at one call; any other goes past it.
 fn one(number: u32, block: &[Instruction], code: &mut Vec<Instruction>) -> Option<()> {
-    code.extend([Instruction { jt: 1, ..equal(number) }, over(block)?]);
+    code.extend([compare(libc::BPF_JEQ, number, 1, 0), over(block)?]);
     code.extend(block);
     Some(())
 }
@@ -230,7 +282,7 @@ pub fn compile(rules: &[Rule], default: Answer, target: Target) -> Option<Vec<In
         by_call.entry(number).or_default().push(rule);
     }
     let mut code =
-        vec![load(4), Instruction { jt: 1, ..equal(target.audit) }, ret(Answer::KillProcess), load(0)];
+        vec![load(4), compare(libc::BPF_JEQ, target.audit, 1, 0), ret(Answer::KillProcess), load(0)];
     if let Some(bit) = target.foreign_bit {
         let jset = statement(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bit);
         code.extend([Instruction { jt: 0, jf: 1, ..jset }, ret(Answer::KillProcess)]);
@@ -277,6 +329,7 @@ mod tests {
                 0x20 => a = word(i.k),
                 0x54 => a &= i.k,
                 0x15 => at += usize::from(if a == i.k { i.jt } else { i.jf }),
+                0x25 => at += usize::from(if a > i.k { i.jt } else { i.jf }),
                 0x35 => at += usize::from(if a >= i.k { i.jt } else { i.jf }),
                 0x45 => at += usize::from(if a & i.k != 0 { i.jt } else { i.jf }),
                 0x05 => at += i.k as usize,
@@ -332,6 +385,50 @@ mod tests {
             assert_eq!(run(&code, target, 0x4000_0003, 1, [0; 6]), kill);
             if target.foreign_bit.is_some() {
                 assert_eq!(case(0x4000_0001, [0; 6]), kill);
+            }
+        }
+    }
+
+    #[test]
+    fn every_check_decides_as_it_says() {
+        let edges: Vec<u64> = [0u64, 1, 5, 0x7fff_ffff, 0xffff_fffe, 0xffff_ffff]
+            .iter()
+            .flat_map(|low| [0u64, 1, 0x8000_0000, 0xffff_ffff].map(|high| high << 32 | low))
+            .collect();
+        let of = |value: u64, mask: u64| {
+            let (index, low) = (3, (value & 0xffff_ffff) as u32);
+            [
+                Check::Eq { index, value: low },
+                Check::Ne { index, value: low },
+                Check::Eq64 { index, value },
+                Check::Ne64 { index, value },
+                Check::Masked {
+                    index,
+                    mask: (mask & 0xffff_ffff) as u32,
+                    value: low & (mask & 0xffff_ffff) as u32,
+                },
+                Check::Masked64 { index, mask, value: value & mask },
+                Check::Greater { index, value, than: true },
+                Check::Greater { index, value, than: false },
+            ]
+        };
+        for target in [
+            Target { audit: 7, big_endian: false, foreign_bit: None },
+            Target { audit: 7, big_endian: true, foreign_bit: None },
+        ] {
+            for check in edges.iter().flat_map(|v| edges.iter().flat_map(|m| of(*v, *m))) {
+                // A second one behind it shows that a check which holds goes on with the next.
+                let rule = Rule {
+                    number: 1,
+                    checks: vec![check, Check::Eq { index: 0, value: 9 }],
+                    answer: Answer::Allow,
+                };
+                let code = compile(&[rule], Answer::Trap, target).unwrap();
+                for (arg, first) in edges.iter().flat_map(|a| [(*a, 9), (*a, 8)]) {
+                    let args = [first, 0, 0, arg, 0, 0];
+                    let allowed = run(&code, target, 7, 1, args) == libc::SECCOMP_RET_ALLOW;
+                    assert_eq!(allowed, check.holds(&args) && first == 9, "{check:?} {arg:#x} {target:?}");
+                }
             }
         }
     }

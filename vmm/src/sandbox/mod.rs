@@ -7,7 +7,7 @@
 //! ```text
 //!   table (who may do what) ─┐
 //!   ceiling ∩ descriptor ────┼─► Policy ─► bpf ─► seccomp(2) per thread
-//!   json (--seccomp-filter) ─┘                     └─ forbidden: SIGSYS ─► handler: name it, exit 148
+//!   json, compiled (a file) ─┘                     └─ forbidden: SIGSYS ─► handler: name it, exit 148
 //! ```
 //!
 //! A filter also binds the threads that its thread starts later, and filters only add up: what a migration thread may
@@ -15,6 +15,7 @@
 
 pub mod bpf;
 pub mod ceiling;
+mod compiled;
 pub mod handler;
 mod json;
 pub mod names;
@@ -26,6 +27,7 @@ use std::sync::{OnceLock, mpsc};
 
 use bpf::{Answer, Instruction, Rule, Target};
 pub use ceiling::{BackendNeeds, CeilingError};
+pub use compiled::CompiledError;
 pub use json::JsonError;
 
 /// What a thread is for.
@@ -91,6 +93,9 @@ pub enum SandboxError {
     /// The file of `--seccomp-filter` is no good.
     #[error(transparent)]
     Json(#[from] JsonError),
+    /// The compiled file of `--seccomp-filter` is no good.
+    #[error(transparent)]
+    Compiled(#[from] CompiledError),
     /// More rules than the kernel takes.
     #[error("the filter of the {0} threads is too long")]
     TooLong(&'static str),
@@ -124,8 +129,8 @@ pub enum Policy {
     Off,
     /// The table's, and what the backend asks for.
     Builtin(BackendNeeds, Target),
-    /// A file's. A kind that is not there is not bound.
-    Given(BTreeMap<Kind, Filter>, Target),
+    /// A file's, as the kernel takes them. A kind that is not there, or whose program is empty, is not bound.
+    Given(BTreeMap<Kind, Vec<Instruction>>),
 }
 
 impl Policy {
@@ -134,25 +139,31 @@ impl Policy {
         Ok(Policy::Builtin(needs.clone(), target()?))
     }
 
-    /// The filters of a file (`--seccomp-filter`): nothing is added to them.
-    pub fn from_json(text: &str) -> Result<Self, SandboxError> {
-        let policy = Policy::Given(json::parse(text)?, target()?);
+    /// The filters of a file (`--seccomp-filter`), nothing added to them: JSON, or what Firecracker's compiler made of it.
+    pub fn from_file(bytes: &[u8]) -> Result<Self, SandboxError> {
+        // JSON has no zero bytes, and numbers of eight bytes have.
+        let Some(text) = std::str::from_utf8(bytes).ok().filter(|t| !t.contains('\0')) else {
+            return Ok(Policy::Given(compiled::parse(bytes)?));
+        };
+        let target = target()?;
         // What is wrong with any of them is said now.
-        Kind::ALL.into_iter().try_for_each(|kind| policy.program(kind).map(drop))?;
-        Ok(policy)
+        let programs = json::parse(text)?.into_iter().map(|(kind, filter)| {
+            let code = bpf::compile(&filter.rules, filter.default, target);
+            code.map(|code| (kind, code)).ok_or(SandboxError::TooLong(kind.name()))
+        });
+        Ok(Policy::Given(programs.collect::<Result<_, _>>()?))
     }
 
     /// The program for a kind of thread; `None`: it is not bound.
     fn program(&self, kind: Kind) -> Result<Option<Vec<Instruction>>, SandboxError> {
-        let code = match self {
-            Policy::Off => return Ok(None),
-            Policy::Builtin(needs, target) => bpf::compile(&rules(kind, needs), Answer::Trap, *target),
-            Policy::Given(filters, target) => match filters.get(&kind) {
-                Some(filter) => bpf::compile(&filter.rules, filter.default, *target),
-                None => return Ok(None),
-            },
-        };
-        code.map(Some).ok_or(SandboxError::TooLong(kind.name()))
+        match self {
+            Policy::Off => Ok(None),
+            Policy::Builtin(needs, target) => {
+                let code = bpf::compile(&rules(kind, needs), Answer::Trap, *target);
+                code.map(Some).ok_or(SandboxError::TooLong(kind.name()))
+            }
+            Policy::Given(programs) => Ok(programs.get(&kind).filter(|code| !code.is_empty()).cloned()),
+        }
     }
 
     /// Whether there are filters at all.
@@ -317,6 +328,8 @@ pub fn describe() -> String {
                 bpf::Check::Eq64 { index, value } => format!("arg{index} = {value:#x}"),
                 bpf::Check::Ne { index, value } => format!("arg{index} ≠ {value:#x}"),
                 bpf::Check::Masked { index, mask, value } => format!("arg{index} & {mask:#x} = {value:#x}"),
+                // Only a user's own filters have these.
+                other => format!("{other:?}"),
             })
             .collect();
         if let Answer::Errno(n) = row.answer {

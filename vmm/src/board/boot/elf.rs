@@ -7,6 +7,8 @@ use crate::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 const PT_LOAD: u32 = 1;
+/// Names the loader of a program that runs under an operating system.
+const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 /// XEN_ELFNOTE_PHYS32_ENTRY.
 const PVH_NOTE: u32 = 18;
@@ -131,6 +133,11 @@ pub(super) fn load(ram: &GuestRam, image: &[u8]) -> Result<(Entry, u64), LoadErr
                     ram.read_slice(&mut [0], GuestAddress(segment_end - 1)).map_err(|_| room())?;
                 }
                 end = end.max(segment_end);
+            }
+            PT_INTERP => {
+                return Err(bad(
+                    "a program for an operating system, with a loader of its own, and no kernel",
+                ));
             }
             PT_NOTE if pvh.is_none() => pvh = pvh_entry(image, s)?,
             _ => {}

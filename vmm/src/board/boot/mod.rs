@@ -152,7 +152,7 @@ pub fn load(ram: &GuestRam, source: &BootSource, acpi_tables: &[u8]) -> Result<F
     } else if bzimage::is(&image) {
         bzimage::load(ram, &image).map_err(|e| e.of(&source.kernel))?
     } else {
-        return Err(fail("neither an ELF file nor a bzImage".into()));
+        return Err(fail("neither an ELF file nor a bzImage: this is no kernel".into()));
     };
     let (low, high) = ram_sizes(ram);
     let cmdline = source.cmdline.as_bytes();

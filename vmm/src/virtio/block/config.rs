@@ -13,13 +13,13 @@ pub enum CacheType {
     Writeback,
 }
 
-/// How the file is accessed.
+/// How the file is accessed. Both are the same here: a thread of the disk's own waits for it, and nobody else does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileEngine {
-    /// In the disk's own thread.
+    /// Firecracker's device thread waits.
     #[default]
     Sync,
-    /// By io_uring; not built yet, so it is refused by name.
+    /// Firecracker's device thread does not wait.
     Async,
 }
 

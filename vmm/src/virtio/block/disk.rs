@@ -1,6 +1,6 @@
 //! The file behind a drive.
 
-use super::config::{CacheType, DriveConfig, FileEngine};
+use super::config::{CacheType, DriveConfig};
 use super::image::{Image, WriteLog};
 use crate::memory::ZEROS;
 use crate::virtio::{Ram, Segments, iov};
@@ -85,9 +85,6 @@ impl Disk {
         let id = || config.drive_id.clone();
         if config.socket.is_some() {
             return Err(DriveError::Unsupported { id: id(), what: "socket (vhost-user)" });
-        }
-        if config.io_engine == Some(FileEngine::Async) {
-            return Err(DriveError::Unsupported { id: id(), what: "io_engine Async" });
         }
         let path = config.path_on_host.clone().ok_or_else(|| DriveError::NoPath(id()))?;
         let read_only = config.is_read_only.unwrap_or(false);

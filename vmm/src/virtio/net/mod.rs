@@ -66,6 +66,18 @@ const REFILL_TIMER: u32 = 4;
 const REFILL_NS: u64 = 100_000;
 const REFILL_WAITS: u8 = 4;
 
+/// What to do about a TAP that cannot be had.
+fn tap_hint(why: &io::Error, name: &str) -> String {
+    match why.raw_os_error() {
+        Some(libc::EBUSY) => "; another program has it: give each guest a TAP of its own".into(),
+        Some(libc::EPERM | libc::EACCES) => {
+            format!("; as root, make one for this user: ip tuntap add {name} mode tap user NAME")
+        }
+        Some(libc::ENOENT) => "; /dev/net/tun is not there: load the module tun".into(),
+        _ => String::new(),
+    }
+}
+
 /// Why an interface cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -73,7 +85,7 @@ pub enum NetError {
     #[error("network interface {0}: name either host_dev_name or passt_socket")]
     Backend(String),
     /// No TAP of that name, or not ours to use.
-    #[error("network interface {id}: cannot use TAP {name}: {source}")]
+    #[error("network interface {id}: cannot use TAP {name}: {source}{hint}", hint = tap_hint(.source, .name))]
     Tap {
         /// Which interface.
         id: String,

@@ -96,8 +96,9 @@ const FIELDS: &[Fields] = &[
             r#""is_read_only": true"#,
             LIMITER,
             r#""io_engine": "Sync""#,
+            r#""io_engine": "Async""#,
         ],
-        refused: &[r#""io_engine": "Async""#, r#""socket": "s""#],
+        refused: &[r#""socket": "s""#],
         ours: &[r#""on_migration": "Moved""#],
     },
     Fields {
