@@ -345,7 +345,7 @@ impl Cpu {
         if slow != self.slow_memory {
             self.slow_memory = slow;
             self.rtlb.clear();
-            self.wtlb.clear();
+            self.forget_writes();
         }
         let lifted = self.sys.cr4 & cr4::SMAP != 0 && self.flags & flags::AC != 0;
         let who = match (self.cpl, lifted) {

@@ -460,7 +460,7 @@ impl Cpu {
                 mode,
                 form: Form::Any,
                 flags: needed >> n & 1 != 0,
-                locked: i.has_lock_prefix() && self.smp,
+                locked: i.has_lock_prefix(),
                 features: self.features,
                 then: list.get(n + 1).filter(|_| self.tag & mode::STEP == 0),
                 fused: false,

@@ -351,19 +351,6 @@ impl Cpu {
         self.me.counters.publish(&self.counters);
     }
 
-    /// Forgets write translations; their pages count as written now.
-    fn forget_writes(&mut self) {
-        for entry in &mut self.wtlb.hot {
-            if entry.tag != 0 {
-                let va = entry.tag & !PAGE_MASK;
-                if let Some((region, gpa)) = self.ram.find_host(va.wrapping_add(entry.bias) as usize) {
-                    region.mark_dirty(gpa);
-                }
-                entry.tag = 0;
-            }
-        }
-    }
-
     fn read_mail(&mut self) {
         let mail = std::mem::take(&mut *lock(&self.me.mail));
         for m in mail {
@@ -373,17 +360,17 @@ impl Cpu {
                 }
                 Mail::Page { gpa } => {
                     self.cache.invalidate(gpa, 1, true);
-                    self.wtlb.drop_gpa(gpa);
+                    self.forget_writes_to(gpa);
                 }
                 Mail::Code { gpa } => {
-                    if self.wtlb.drop_gpa(gpa) {
+                    if self.forget_writes_to(gpa) {
                         // It may have been written since the other vCPU read it.
                         self.vm.post_code(Mail::Written { gpa, len: 4096 }, Some(self.id));
                     }
                 }
                 Mail::All => {
                     self.cache.invalidate_all();
-                    self.wtlb.clear();
+                    self.forget_writes();
                 }
             }
         }
@@ -398,7 +385,7 @@ impl Cpu {
         let lines = (u64::MAX >> (63 - (last - first))) << first;
         let old = region.code(gpa).fetch_or(lines, Ordering::SeqCst);
         if old == 0 {
-            self.wtlb.drop_gpa(gpa);
+            self.forget_writes_to(gpa);
             if self.smp {
                 self.vm.post_code(Mail::Code { gpa: gpa & !PAGE_MASK }, Some(self.id));
             }
@@ -428,7 +415,7 @@ impl Cpu {
             if let Some(region) = self.ram.find(gpa) {
                 region.code(gpa).store(0, Ordering::SeqCst);
             }
-            self.wtlb.drop_gpa(gpa);
+            self.forget_writes_to(gpa);
             if self.smp {
                 self.vm.post_code(Mail::Page { gpa: gpa & !PAGE_MASK }, Some(self.id));
             }

@@ -249,6 +249,9 @@ fn new_cpu(vm: &InterpVm, id: u32, me: Arc<VcpuShared>) -> Cpu {
     let s = SystemV1::reset();
     let shared = &vm.shared;
     let vcpus = shared.vcpus.len() as u32;
+    if vcpus > 1 {
+        crate::mmu::ram::share();
+    }
     let clock = shared.clock.running();
     let code = (CODE_BYTES / vcpus as usize).max(VCPU_CODE_BYTES);
     let mut cpu = Cpu {

@@ -253,6 +253,21 @@ impl Vm {
         unsafe { function!(self.plugin, vm_set_extint)(self.handle, u32::from(level)) };
     }
 
+    /// The pages of slot 0 written since the log was last taken.
+    ///
+    /// # Panics
+    /// If it cannot be had.
+    pub fn dirty(&self) -> Vec<u64> {
+        let words = RAM / abi::GUEST_PAGE_SIZE / 64;
+        let mut bitmap = vec![0u64; words as usize];
+        // SAFETY: a live handle, a bitmap of that length.
+        call(|err| unsafe {
+            function!(self.plugin, vm_take_dirty_log)(self.handle, 0, bitmap.as_mut_ptr(), words, err)
+        })
+        .expect("the dirty log is taken");
+        (0..words * 64).filter(|page| bitmap[(page / 64) as usize] >> (page % 64) & 1 == 1).collect()
+    }
+
     /// Raises NMI.
     pub fn nmi(&self, vcpu: u32) -> Result<(), Failure> {
         // SAFETY: a live handle.
@@ -375,14 +390,7 @@ impl Rig {
     /// # Panics
     /// If it cannot be had.
     pub fn dirty(&self) -> Vec<u64> {
-        let words = RAM / abi::GUEST_PAGE_SIZE / 64;
-        let mut bitmap = vec![0u64; words as usize];
-        // SAFETY: a live handle, a bitmap of that length.
-        call(|err| unsafe {
-            function!(self.plugin, vm_take_dirty_log)(self.vm.handle, 0, bitmap.as_mut_ptr(), words, err)
-        })
-        .expect("the dirty log is taken");
-        (0..words * 64).filter(|page| bitmap[(page / 64) as usize] >> (page % 64) & 1 == 1).collect()
+        self.vm.dirty()
     }
 
     /// Writes memory as a device does.

@@ -74,7 +74,7 @@ impl Cpu {
         }
     }
 
-    /// As [`Cpu::rmw`], as one access for all vCPUs. `f` may be called more than once.
+    /// As [`Cpu::rmw`], as one access for all vCPUs and devices, which no other access passes. `f` may be called more than once.
     #[inline]
     pub(crate) fn locked<T: Int, R>(&mut self, va: u64, f: impl Fn(T) -> (T, R)) -> Exec<R> {
         let host = match self.hit(&self.wtlb, va, T::BYTES as u64) {
@@ -84,18 +84,24 @@ impl Cpu {
                 None => {
                     // Device memory, or RAM across two pages.
                     self.check_write(va, T::BYTES as u64)?;
+                    ram::fence();
                     let old = self.read_slow(va, T::BYTES)?;
                     let (new, r) = f(T::new(old));
                     self.write_slow(va, T::BYTES, new.z())?;
+                    ram::fence();
                     return Ok(r);
                 }
             },
         };
+        ram::fence_beside_atomic();
         let mut old = ram::load::<T>(host);
         loop {
             let (new, r) = f(old);
             match crate::mmu::locked::compare_exchange(host, old, new) {
-                Ok(()) => return Ok(r),
+                Ok(()) => {
+                    ram::fence_beside_atomic();
+                    return Ok(r);
+                }
                 Err(now) => old = now,
             }
         }
@@ -168,29 +174,29 @@ impl Cpu {
         let found = self.walk(va, access, who)?;
         self.counters.tlb_misses += 1;
         let gpa = found.gpa | (va & PAGE_MASK);
-        let ram = self.ram.clone();
-        let Some(region) = ram.find(gpa) else { return Ok(Place::Device { gpa }) };
-        if access == Access::Write && region.read_only {
+        let Some(region) = self.ram.find(gpa) else { return Ok(Place::Device { gpa }) };
+        let write = access == Access::Write;
+        if write && region.read_only {
             return Ok(Place::Device { gpa });
         }
         let host = region.host(gpa);
-        if access == Access::Write {
+        if write {
             region.mark_dirty(gpa);
         }
+        let code = region.code(gpa).load(std::sync::atomic::Ordering::SeqCst) != 0;
         if !self.slow_memory {
-            self.fill(
-                va,
-                host,
-                found,
-                access,
-                region.code(gpa).load(std::sync::atomic::Ordering::SeqCst) != 0,
-            );
+            self.fill(va, host, found, access, code);
+        } else if write {
+            self.promise_write(va, gpa);
         }
         Ok(Place::Ram { host, gpa })
     }
 
     fn fill(&mut self, va: u64, host: usize, found: Found, access: Access, code: bool) {
         let class = self.class;
+        if access == Access::Write {
+            self.wtlb.drop_page(va, |gpa| self.ram.write_entry_gone(gpa));
+        }
         let tlb = match access {
             Access::Read => &mut self.rtlb,
             Access::Write => &mut self.wtlb,
@@ -202,6 +208,16 @@ impl Cpu {
         tlb.gpa[i] = found.gpa >> ram::PAGE_SHIFT;
         tlb.held[i] = found.held;
         self.spaces.large |= found.held & (tlb::LARGE | tlb::HUGE) != 0;
+    }
+
+    /// For a page that is written without a translation being kept: an entry of no generation, which matches nothing. The log may be
+    /// taken before the bytes are there.
+    fn promise_write(&mut self, va: u64, gpa: u64) {
+        self.wtlb.drop_page(va, |gpa| self.ram.write_entry_gone(gpa));
+        let i = Tlb::index(va);
+        self.wtlb.hot[i] = Entry { tag: (va & !PAGE_MASK) | CODE, bias: 0 };
+        self.wtlb.gpa[i] = gpa >> ram::PAGE_SHIFT;
+        self.wtlb.held[i] = 0;
     }
 
     /// Takes over the entry of a global page from another generation: its host address and guest-physical one.
@@ -225,6 +241,16 @@ impl Cpu {
         entry.tag = who | class | entry.tag & CODE;
         let gpa = tlb.gpa[i] << ram::PAGE_SHIFT | (va & PAGE_MASK);
         Some((va.wrapping_add(entry.bias) as usize, gpa))
+    }
+
+    /// Forgets write translations; their pages count as written now.
+    pub(crate) fn forget_writes(&mut self) {
+        self.wtlb.drop_all(self.ram.write_entries_gone());
+    }
+
+    /// Forgets the write translations of a guest-physical page. True if there was one.
+    pub(crate) fn forget_writes_to(&mut self, gpa: u64) -> bool {
+        self.wtlb.drop_gpa(gpa, |gpa| self.ram.write_entry_gone(gpa))
     }
 
     /// Host address to write at, if it is plain RAM in one page. Code there is invalidated beforehand.
@@ -376,7 +402,14 @@ impl Cpu {
     fn write_place(&mut self, place: Place, from: &[u8]) {
         match place {
             Place::Ram { host, gpa } => {
-                ram::write_bytes(host, from);
+                match from.len() {
+                    n @ (1 | 2 | 4 | 8) => {
+                        let mut v = [0; 8];
+                        v[..n].copy_from_slice(from);
+                        store_sized(host, n, u64::from_le_bytes(v));
+                    }
+                    _ => ram::write_bytes(host, from),
+                }
                 self.code_written(gpa, from.len() as u64);
             }
             Place::Device { gpa } => {

@@ -1,8 +1,29 @@
 //! Guest RAM: where it is mapped, and every access to it. Little-endian, whatever the host.
 //!
 //! The VMM, devices and other vCPUs write the same memory, so no reference into it is ever formed; aligned
-//! accesses are single host accesses. On hosts whose memory order is weaker than x86's, loads acquire and
-//! stores release.
+//! accesses are single host accesses.
+//!
+//! # Memory order
+//!
+//! x86 promises its programs: loads happen in order, stores are seen in order, a store is not seen before an earlier load has
+//! happened; all processors see the stores of two others in one order. Only a load may pass an earlier store, and none
+//! passes LOCK, XCHG with memory, MFENCE or a serializing instruction.
+//!
+//! | guest | x86 host | other hosts |
+//! |---|---|---|
+//! | load | load | load that acquires |
+//! | store | store | store that releases |
+//! | a long string instruction, vectors, FXSAVE ... | a copy | a copy between fences that order it against all others: within it x86 promises no order either |
+//! | LOCK, XCHG | compare and exchange, which is a fence here | the same between two full fences: Rust's own orders such an operation only against others of its kind |
+//! | MFENCE, serializing instructions | a full fence | the same |
+//!
+//! One order of two others' stores comes with acquiring loads where a store reaches all other processors at once: Armv8,
+//! RISC-V, z/Architecture, SPARC's TSO. Power promises that only to loads with a full fence in front of each,
+//! which `seen_alike` puts there as soon as a machine has two vCPUs.
+//!
+//! A misaligned access is one access on x86 hosts if it lies within a cache line, and byte by byte elsewhere (AMD's manual
+//! promises no more than 8 aligned bytes); a LOCKed one is whole everywhere (`locked`). A guest with one vCPU needs all this
+//! too: its devices are other threads.
 
 use crate::regs::Int;
 use std::sync::Arc;
@@ -109,10 +130,21 @@ impl RamMap {
         self.regions.iter().find(|r| gpa.wrapping_sub(r.gpa) < r.len).map(|r| &**r)
     }
 
-    /// The region and address that a host address inside it stands for.
-    pub(crate) fn find_host(&self, host: usize) -> Option<(&Region, u64)> {
-        let r = self.regions.iter().find(|r| (host.wrapping_sub(r.host) as u64) < r.len)?;
-        Some((r, r.gpa + (host - r.host) as u64))
+    /// A write entry of a TLB goes: its page counts as written now. The log may have been started or taken since the entry was made,
+    /// and the page written since.
+    pub(crate) fn write_entry_gone(&self, gpa: u64) {
+        self.write_entries_gone()(gpa);
+    }
+
+    /// The same for several.
+    pub(crate) fn write_entries_gone(&self) -> impl Fn(u64) {
+        // Either what follows sees that there is a log, or who started it sees what was written.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        |gpa| {
+            if let Some(region) = self.find(gpa) {
+                region.mark_dirty(gpa);
+            }
+        }
     }
 }
 
@@ -179,9 +211,18 @@ mod raw {
     use super::*;
     use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
 
+    /// Before each load, for Power: see the head of this file.
+    #[inline(always)]
+    fn seen_alike() {
+        if cfg!(target_arch = "powerpc64") && SHARED.load(Ordering::Relaxed) {
+            super::fence();
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn load<T: Int>(at: usize) -> T {
         if at & (T::BYTES - 1) == 0 {
+            seen_alike();
             macro_rules! get {
                 ($a:ty, $u:ty) => {{
                     // SAFETY: aligned, and a host address that the TLB or a region gave for guest RAM.
@@ -237,8 +278,43 @@ mod raw {
 
 pub(crate) use raw::{load, load128, store, store128};
 
+/// A machine with several vCPUs runs in this process.
+static SHARED: AtomicBool = AtomicBool::new(false);
+
+/// Several vCPUs will use guest memory.
+pub(crate) fn share() {
+    SHARED.store(true, Ordering::SeqCst);
+}
+
+/// No access passes this.
+#[inline(always)]
+pub(crate) fn fence() {
+    std::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// The same, before and after an atomic operation on guest memory: which is itself one on x86.
+#[inline(always)]
+pub(crate) fn fence_beside_atomic() {
+    if cfg!(not(any(target_arch = "x86_64", target_arch = "x86"))) {
+        fence();
+    }
+}
+
+/// Before bytes are written by a plain copy: earlier accesses stay in front of it. No instruction on x86.
+#[inline(always)]
+fn before_copy_in() {
+    std::sync::atomic::fence(Ordering::Release);
+}
+
+/// After bytes were read by a plain copy: later accesses stay behind it. No instruction on x86.
+#[inline(always)]
+fn after_copy_out() {
+    std::sync::atomic::fence(Ordering::Acquire);
+}
+
 /// Copies `len` bytes inside guest RAM, upwards, as if byte by byte where they overlap.
 pub(crate) fn copy_up(from: usize, to: usize, len: usize) {
+    before_copy_in();
     if to.wrapping_sub(from) >= len || to <= from {
         // SAFETY: both are guest RAM of `len` bytes (see `load`); a forward copy onto a lower or separate place
         // is what memmove gives.
@@ -255,12 +331,14 @@ pub(crate) fn copy_up(from: usize, to: usize, len: usize) {
             store::<u8>(to + i, load::<u8>(from + i));
         }
     }
+    after_copy_out();
 }
 
 /// Fills guest RAM with a byte.
 pub(crate) fn fill(to: usize, value: u8, len: usize) {
+    before_copy_in();
     // SAFETY: guest RAM of `len` bytes, writable (see `load`).
-    unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(to), value, len) }
+    unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(to), value, len) };
 }
 
 /// Reads guest RAM into `into`.
@@ -273,10 +351,12 @@ pub(crate) fn read_bytes(at: usize, into: &mut [u8]) {
             into.len(),
         );
     }
+    after_copy_out();
 }
 
 /// Writes `from` to guest RAM.
 pub(crate) fn write_bytes(at: usize, from: &[u8]) {
+    before_copy_in();
     // SAFETY: guest RAM of that length, writable (see `load`); `from` is ours and elsewhere.
     unsafe {
         std::ptr::copy_nonoverlapping(

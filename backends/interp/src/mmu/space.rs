@@ -53,8 +53,9 @@ impl Spaces {
 }
 
 impl Cpu {
-    fn tlbs(&mut self) -> [&mut Tlb; 3] {
-        [&mut self.rtlb, &mut self.wtlb, &mut self.ftlb]
+    fn empty_tlbs(&mut self) {
+        self.forget_writes();
+        [&mut self.rtlb, &mut self.ftlb].into_iter().for_each(Tlb::clear);
     }
 
     fn pcid(&self) -> u64 {
@@ -72,7 +73,7 @@ impl Cpu {
     fn new_generation(&mut self) {
         self.counters.tlb_flushes += 1;
         if self.spaces.newest == tlb::LAST_GENERATION {
-            self.tlbs().into_iter().for_each(Tlb::clear);
+            self.empty_tlbs();
             self.spaces.kept = Default::default();
             self.spaces.newest = 0;
         }
@@ -89,7 +90,7 @@ impl Cpu {
     pub(crate) fn flush_tlb(&mut self) {
         self.spaces.kept = Default::default();
         if self.spaces.stamp > u32::MAX - tlb::STAMP {
-            self.tlbs().into_iter().for_each(Tlb::clear);
+            self.empty_tlbs();
             self.spaces.stamp = 0;
         }
         self.spaces.stamp += tlb::STAMP;
@@ -139,11 +140,15 @@ impl Cpu {
     /// Forgets the translation of one page.
     pub(crate) fn flush_page(&mut self, va: u64) {
         let large = self.spaces.large;
-        for tlb in self.tlbs() {
-            tlb.drop_page(va);
+        for tlb in [&mut self.rtlb, &mut self.ftlb] {
+            tlb.drop_page(va, |_| ());
             if large {
-                tlb.drop_large(va);
+                tlb.drop_large(va, |_| ());
             }
+        }
+        self.wtlb.drop_page(va, |gpa| self.ram.write_entry_gone(gpa));
+        if large {
+            self.wtlb.drop_large(va, |gpa| self.ram.write_entry_gone(gpa));
         }
         self.new_epoch();
         self.update_mode();

@@ -3,6 +3,9 @@
 //! An entry's tag is the page's linear address with the *class* in its low bits: who accesses (supervisor, user,
 //! supervisor with SMAP lifted) and a generation, so that a flush is a new generation (see `space`). A write entry whose
 //! page holds decoded code carries [`CODE`] besides, and so never matches the inlined comparison.
+//!
+//! A write entry is also the promise to log its page: it is written without a word to the dirty log, however often that is
+//! taken. So no write entry goes, by replacement either, without its page going to `gone` (`RamMap::write_entry_gone`).
 
 /// Entries in each.
 pub(crate) const ENTRIES: usize = 512;
@@ -55,37 +58,52 @@ impl Tlb {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.hot.fill(Entry::default());
+        self.drop_all(|_| ());
     }
 
-    /// Forgets a page, for everybody.
-    pub(crate) fn drop_page(&mut self, va: u64) {
-        self.hot[Self::index(va)].tag = 0;
-    }
-
-    /// Forgets the parts of the large page that `va` is in.
-    pub(crate) fn drop_large(&mut self, va: u64) {
-        for (entry, held) in self.hot.iter_mut().zip(&self.held) {
-            let shift = match held & (LARGE | HUGE) {
-                0 => continue,
-                LARGE => 22,
-                _ => 30,
-            };
-            if (entry.tag ^ va) >> shift == 0 {
-                entry.tag = 0;
-            }
-        }
-    }
-
-    /// Forgets every linear address of a guest-physical page.
-    pub(crate) fn drop_gpa(&mut self, gpa: u64) -> bool {
+    fn drop_if(
+        &mut self,
+        mut which: impl FnMut(&Entry, u64, u32) -> bool,
+        mut gone: impl FnMut(u64),
+    ) -> bool {
         let mut any = false;
-        for (entry, page) in self.hot.iter_mut().zip(&self.gpa) {
-            if *page == gpa >> 12 && entry.tag != 0 {
+        for ((entry, page), held) in self.hot.iter_mut().zip(&self.gpa).zip(&self.held) {
+            if entry.tag != 0 && which(entry, *page, *held) {
                 entry.tag = 0;
+                gone(page << 12);
                 any = true;
             }
         }
         any
+    }
+
+    /// Forgets everything.
+    pub(crate) fn drop_all(&mut self, gone: impl FnMut(u64)) {
+        self.drop_if(|_, _, _| true, gone);
+    }
+
+    /// Forgets a page, for everybody, and whatever else has its place.
+    #[inline]
+    pub(crate) fn drop_page(&mut self, va: u64, mut gone: impl FnMut(u64)) {
+        let i = Self::index(va);
+        if self.hot[i].tag != 0 {
+            self.hot[i].tag = 0;
+            gone(self.gpa[i] << 12);
+        }
+    }
+
+    /// Forgets the parts of the large page that `va` is in.
+    pub(crate) fn drop_large(&mut self, va: u64, gone: impl FnMut(u64)) {
+        let part = |entry: &Entry, _, held: u32| match held & (LARGE | HUGE) {
+            0 => false,
+            LARGE => (entry.tag ^ va) >> 22 == 0,
+            _ => (entry.tag ^ va) >> 30 == 0,
+        };
+        self.drop_if(part, gone);
+    }
+
+    /// Forgets every linear address of a guest-physical page. True if there was one.
+    pub(crate) fn drop_gpa(&mut self, gpa: u64, gone: impl FnMut(u64)) -> bool {
+        self.drop_if(|_, page, _| page == gpa >> 12, gone)
     }
 }

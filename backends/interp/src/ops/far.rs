@@ -280,6 +280,7 @@ impl Cpu {
     }
 
     fn interrupt_return(&mut self, size: u8, next: u64) -> Exec {
+        crate::mmu::ram::fence();
         // NMIs may come again; `set_rflags` looks after the rest.
         self.check_events |= self.nmi_pending > 0 || self.tag & mode::STEP != 0 || self.debug_pending != 0;
         let step = u64::from(size);

@@ -332,9 +332,11 @@ pub(crate) fn unknown(cpu: &mut Cpu, op: OpPtr) -> Flow {
     undefined(cpu, op)
 }
 
-/// Ends a block in front of the next instruction, for the dispatcher to look around.
+/// Ends a block in front of the next instruction, for the dispatcher to look around. All instructions that serialize a
+/// processor end so, but for CPUID and IRET, and those that reach a device: what was stored before is seen.
 #[inline(always)]
 pub(crate) fn pause(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    crate::mmu::ram::fence();
     cpu.rip = op.next_rip(cpu);
     cpu.budget -= i64::from(op.n);
     Flow::Next

@@ -5,7 +5,7 @@ use super::{any_form, by_form, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RAX, RBX, RCX, RDX};
 use crate::decode::{Form, Lower};
 use crate::flags::{ZF, kind};
-use crate::mmu::locked;
+use crate::mmu::{locked, ram};
 use crate::op::{Abort, Flow, Handler, OpPtr, next, run};
 use crate::regs::Int;
 use iced_x86::{Mnemonic as M, Register};
@@ -130,13 +130,7 @@ ops! {
     fn xchg_mem<T: Int, A: Addr>(cpu, op) {
         let at = A::at(cpu, op, T::BYTES as u64, true)?;
         let new = T::get(cpu, op.a);
-        let old = if cpu.smp {
-            cpu.locked::<T, T>(at, |old| (new, old))?
-        } else {
-            let mut was = new;
-            cpu.rmw::<T>(at, |_, old| { was = old; new })?;
-            was
-        };
+        let old = cpu.locked::<T, T>(at, |old| (new, old))?;
         T::set(cpu, op.a, old)
     }
 
@@ -185,7 +179,7 @@ ops! {
         let at = A::at(cpu, op, T::BYTES as u64, true)?;
         let b = T::get(cpu, op.b);
         let sum = |a: T| T::new(a.z().wrapping_add(b.z()));
-        let old = if cpu.smp && op.c != 0 {
+        let old = if op.c != 0 {
             cpu.locked::<T, T>(at, |a| (sum(a), a))?
         } else {
             let mut was = b;
@@ -207,7 +201,7 @@ ops! {
         let (acc, src) = (T::new(cpu.gpr[RAX]), T::get(cpu, op.b));
         // What was there is written back if it differs.
         let new = |old: T| if old == acc { src } else { old };
-        let old = if cpu.smp && op.c != 0 {
+        let old = if op.c != 0 {
             cpu.locked::<T, T>(at, |old| (new(old), old))?
         } else {
             let mut was = acc;
@@ -251,13 +245,17 @@ impl Cpu {
     fn exchange128(&mut self, at: u64, old: u128, new: u128) -> Result<u128, Abort> {
         self.check_write(at, 16)?;
         match self.run_of(at, true)? {
-            Some((host, _)) => Ok(match locked::compare_exchange128(host, old, new) {
-                Ok(()) => old,
-                Err(was) => was,
-            }),
+            Some((host, _)) => {
+                ram::fence_beside_atomic();
+                let was = locked::compare_exchange128(host, old, new).err().unwrap_or(old);
+                ram::fence_beside_atomic();
+                Ok(was)
+            }
             None => {
+                ram::fence();
                 let was = self.read128(at)?;
                 self.write128(at, if was == old { new } else { was })?;
+                ram::fence();
                 Ok(was)
             }
         }

@@ -253,7 +253,10 @@ ops! {
 
     pause fn nop_pause(cpu, op) { let _ = (&cpu, op); }
 
-    fn cpuid(cpu, _op) { cpu.cpuid() }
+    fn cpuid(cpu, _op) {
+        crate::mmu::ram::fence();
+        cpu.cpuid()
+    }
 
     fn rdtsc(cpu, _op) {
         if cpu.sys.cr4 & cr4::TSD != 0 && cpu.cpl != 0 {
@@ -720,7 +723,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
 ops! {
     fn mfence(cpu, op) {
         let _ = (&cpu, op);
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst)
+        crate::mmu::ram::fence()
     }
 
     /// There are no caches, but the address is checked as a read.

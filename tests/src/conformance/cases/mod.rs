@@ -44,8 +44,8 @@ pub const CPU: &[Case] = cases! {
         level_eoi_is_reported masked_level_eoi_is_reported edge_eoi_is_not_reported nmi_is_taken
         triple_fault_shuts_down other_cpu_starts;
     extensions: doorbells_ring irqfds_interrupt counters_count;
-    memory: dirty_log_is_exact dirty_log_starts_clear written_code_is_seen read_only_writes_go_to_the_board
-        slots_can_be_moved;
+    memory: dirty_log_is_exact dirty_log_misses_no_late_write dirty_log_starts_clear no_load_passes_a_fence written_code_is_seen
+        read_only_writes_go_to_the_board slots_can_be_moved;
     time: clock_runs_only_when_started advance_is_seen tsc_is_the_clocks_own one_shot_timer_fires
         periodic_timer_fires tsc_deadline_fires timer_survives_a_stop
         timer_that_ran_out_stopped_fires_once spent_timer_stays_silent;
