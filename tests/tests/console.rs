@@ -290,3 +290,46 @@ fn a_pipe_that_is_read_slowly_gets_every_byte() {
     child.wait().unwrap();
     godwit_tests::harness::check_lines(&[String::from_utf8(text).unwrap()]);
 }
+
+/// Whoever sends a guest and whoever waits for it sees how it goes, and then what the guest says.
+#[test]
+fn a_move_is_drawn_on_the_terminals_of_both_ends() {
+    let name = "a_move_is_drawn_on_the_terminals_of_both_ends";
+    let (godwit, plugin) = match needed() {
+        Ok(found) => found,
+        Err(why) => return println!("SKIPPED {name}: {why}"),
+    };
+    let scratch = Scratch::new("drawn");
+    let config = scratch.config("counter", 64, "x86-64", "rate=50 fill=20");
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    let (api, at) = (text(scratch.path("s.api")), format!("unix:{}", text(scratch.path("move"))));
+    let plugin = text(plugin);
+    let args = ["--config-file", &text(config), "--api-sock", &api, "--backend", &plugin];
+    let mut source = Process::start(&godwit, &args, "");
+    source.wait_lines(3).unwrap();
+    let mut receive = traced(&godwit);
+    receive.args(["receive", &at, "--backend", &plugin]);
+    let mut there = Terminal::start(&mut receive);
+    until("it waits", || there.text().contains("waiting for a guest"));
+    let mut migrate = traced(&godwit);
+    migrate.args(["migrate", "--api-sock", &api, &at, "--memory", "copy", "--bandwidth-mib-s", "16"]);
+    let mut here = Terminal::start(&mut migrate);
+    assert_eq!(here.end(), Some(0), "{}", here.text());
+    assert_eq!(source.wait_exit(), Some(0));
+    until("all is said", || here.text().contains("state  "));
+    for part in ["round  1 [#", "MiB/s", "moved to unix:", "downtime ", "loading ", "rounds "] {
+        assert!(here.text().contains(part), "no {part:?}: {}", here.text());
+    }
+    until("the guest goes on", || there.text().lines().filter(|l| l.starts_with("n=")).count() > 3);
+    let seen = there.text();
+    let (before, after) = seen.split_once("godwit: the guest has arrived: ").expect("it is said");
+    for part in ["precopy   round  1 [#", "MiB  ", "MiB/s"] {
+        assert!(before.contains(part), "no {part:?}: {before}");
+    }
+    // The bar is gone when the guest may speak.
+    assert!(before.rsplit("\x1b[K").next().is_some_and(|rest| !rest.contains("round")), "{before:?}");
+    assert!(after.contains("of memory") && !after.contains("\x1b[K"), "{after:?}");
+    there.master.write_all(b"\x01x").unwrap();
+    assert_eq!(there.end(), Some(0), "{}", there.text());
+    assert!(there.cooked() && here.cooked());
+}

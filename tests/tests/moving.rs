@@ -68,6 +68,11 @@ fn tour(test: &str, stops: &[&str], mib: u64, cmdline: &str) {
     }
     println!("{test}: the state takes {} bytes", blob.len());
     assert!(blob.len() <= 2048, "the state of a one-vCPU guest takes {} bytes", blob.len());
+    for bit in 0..blob.len() * 8 {
+        let mut bad = blob.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(state::read(&bad).is_err(), "{test}: bit {bit} of the state flipped and taken");
+    }
 }
 
 #[test]

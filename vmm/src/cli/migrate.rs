@@ -2,7 +2,9 @@
 
 use super::client;
 use crate::control::MigrationRequest;
-use crate::migrate::{Address, LimitsChange, MemoryWay, Mode, OnTimeout, Phase, SendRequest, Snapshot};
+use crate::migrate::{
+    Address, LimitsChange, MemoryWay, Mode, OnTimeout, Phase, SendRequest, Snapshot, bytes_text as bytes,
+};
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -116,20 +118,8 @@ fn resolved(target: &str) -> Result<String, String> {
     address.map(|a| a.to_string()).map_err(|e| e.to_string())
 }
 
-/// Bytes with a unit.
-fn bytes(n: f64) -> String {
-    let (mut n, mut unit) = (n, "B");
-    for next in ["KiB", "MiB", "GiB"] {
-        if n < 1024.0 {
-            break;
-        }
-        (n, unit) = (n / 1024.0, next);
-    }
-    if unit == "B" { format!("{n:.0} {unit}") } else { format!("{n:.1} {unit}") }
-}
-
 /// The live bar.
-fn bar(s: &Snapshot) -> String {
+pub(super) fn bar(s: &Snapshot) -> String {
     const WIDTH: u64 = 20;
     let filled = (s.round_pages_done * WIDTH).checked_div(s.round_pages).unwrap_or(0).min(WIDTH);
     let mut line = format!(
@@ -180,7 +170,12 @@ pub fn report_text(s: &Snapshot) -> String {
     };
     if let Some(r) = s.report.as_ref().filter(|_| s.phase == Phase::Done) {
         let _ = writeln!(out, "  total time  {:.1} ms", r.total_ms);
-        let _ = writeln!(out, "  downtime    {:.2} ms (pause to the word that it runs)", r.downtime_ms);
+        let d = &r.downtime;
+        let _ = writeln!(
+            out,
+            "  downtime    {:.2} ms: pause {:.2}, state {:.2}, last pages {:.2}, loading {:.2}, start {:.2}",
+            r.downtime_ms, d.pause, d.state, d.pages, d.load, d.start
+        );
         if r.handed_over {
             let _ = writeln!(out, "  memory      handed over, nothing copied");
         } else {

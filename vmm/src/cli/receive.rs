@@ -1,6 +1,7 @@
 //! `godwit receive`: waits for a guest and runs it.
 
 use super::cpu::Cpu;
+use super::migrate::bar;
 use super::socket::instance_id;
 use super::{exit, log, run, signals, terminal};
 use crate::config::{
@@ -8,8 +9,9 @@ use crate::config::{
 };
 use crate::control::overrides::Replacement;
 use crate::control::{Control, receiving};
-use crate::migrate::{Address, Phase, Progress, Report};
+use crate::migrate::{Address, Observer, Phase, Progress, Report};
 use crate::sandbox;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// Waits for a guest from another godwit, then runs it with its console here.
@@ -111,6 +113,21 @@ impl Receive {
         }
     }
 
+    /// Draws the live bar on a terminal, and takes it away before the guest, which writes there too, runs.
+    fn onlooker(&self) -> Option<Observer> {
+        if self.json || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let mut drawn = false;
+        Some(Box::new(move |s| {
+            let line = (s.phase == Phase::Precopy).then(|| bar(s));
+            if line.is_some() || drawn {
+                eprint!("\r\x1b[K{}", line.as_deref().unwrap_or_default());
+            }
+            drawn = line.is_some();
+        }))
+    }
+
     fn live(&self) -> Result<u8, u8> {
         let error = |e: &dyn std::fmt::Display| fail(e, exit::ERROR);
         let arguments = |e: &dyn std::fmt::Display| fail(e, exit::ARGUMENTS);
@@ -139,7 +156,7 @@ impl Receive {
                 receiving::announce(progress, report);
             }
         };
-        let place = control.receive(&request, Box::new(announce)).map_err(|e| error(&e))?;
+        let place = control.receive(&request, self.onlooker(), Box::new(announce)).map_err(|e| error(&e))?;
         eprintln!("godwit: waiting for a guest on {place}");
         let end = control.run();
         drop(api);

@@ -63,7 +63,7 @@ pub enum MigrationRequest {
     Receive(Box<ReceiveRequest>),
     /// Stop sending, and the guest runs on; or stop waiting for one. Without effect after the commit.
     Cancel,
-    /// Switch to postcopy at the end of this round, where the destination agreed to that (`mode`, `on_timeout`).
+    /// Switch to postcopy now, where the destination agreed to that (`mode`, `on_timeout`).
     Postcopy,
     /// The connection broke after the guest had gone: connect again and send the pages that are missing.
     Recover {

@@ -406,7 +406,7 @@ impl Control {
             }
             Action::Load(request) => self.building(|c| c.load(&request)),
             Action::Receive(request) => {
-                self.receive(&request, Box::new(receiving::announce)).map(|_| Outcome::Done)
+                self.receive(&request, None, Box::new(receiving::announce)).map(|_| Outcome::Done)
             }
             Action::Start => self.building(Self::start),
             Action::Pause => {

@@ -14,6 +14,7 @@ use crate::plugin::{Plugin, Probe};
 use crate::sandbox;
 use crate::state::{self, BOARD_MICROVM, Header};
 use crate::virtio::balloon::BalloonConfig;
+use crate::virtio::block::image::Image;
 use crate::virtio::block::{DriveConfig, OnMigration};
 use crate::virtio::net::{MmdsConfig, NetworkInterfaceConfig};
 use crate::virtio::rng::EntropyConfig;
@@ -53,6 +54,9 @@ struct Description {
     /// Names and sizes in bytes of the disks that move with the guest, in the order of their regions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     moved: Vec<(String, u64)>,
+    /// The same of the others, which must be as large at the destination.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    shared: Vec<(String, u64)>,
     #[serde(default)]
     network_interfaces: Vec<NetworkInterfaceConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,13 +70,14 @@ struct Description {
 impl From<DevicesConfig> for Description {
     fn from(d: DevicesConfig) -> Self {
         let DevicesConfig { balloon, drives, network_interfaces, mmds, vsock, entropy } = d;
-        Description { balloon, drives, moved: Vec::new(), network_interfaces, mmds, vsock, entropy }
+        let (moved, shared) = (Vec::new(), Vec::new());
+        Description { balloon, drives, moved, shared, network_interfaces, mmds, vsock, entropy }
     }
 }
 
 impl From<Description> for DevicesConfig {
     fn from(d: Description) -> Self {
-        let Description { balloon, drives, moved: _, network_interfaces, mmds, vsock, entropy } = d;
+        let Description { balloon, drives, network_interfaces, mmds, vsock, entropy, .. } = d;
         DevicesConfig { balloon, drives, network_interfaces, mmds, vsock, entropy }
     }
 }
@@ -167,19 +172,22 @@ impl<D: Door> Leaving<D> {
         allow_tsc_mismatch: bool,
         keep_log: bool,
     ) -> Result<Self, Fault> {
-        let moved = devices.drives.iter().filter(|d| d.on_migration == OnMigration::Moved);
-        let moved: Vec<String> = moved.map(|d| d.drive_id.clone()).collect();
-        let names = moved.clone();
+        let named = |what| devices.drives.iter().filter(move |d| d.on_migration == what);
+        let names = |what| -> Vec<String> { named(what).map(|d| d.drive_id.clone()).collect() };
+        let (moved, shared) = (names(OnMigration::Moved), names(OnMigration::Shared));
+        let both = [moved.clone(), shared.clone()];
         let looked = door.with(move |m| {
             let image = |id: &String| Some(lock(m.slots().drive(id)?).device_mut().image());
-            let images: Option<Vec<_>> = names.iter().map(image).collect();
+            let images = both.map(|ids| ids.iter().map(image).collect::<Option<Vec<_>>>());
             (m.ram().clone(), m.shape().clone(), m.section_kinds(), header(m), images)
         });
         let (ram, shape, kinds, header, images) =
             looked.ok_or("there is no machine to send: start it first")?;
-        let disks = volumes::Leaving::new(images.ok_or("a drive that is to move is not there")?);
+        let [Some(moving), Some(staying)] = images else { return Err("a drive is not there".into()) };
+        let disks = volumes::Leaving::new(moving);
         let mut description = Description::from(devices.clone());
         description.moved = moved.into_iter().zip(disks.bytes()).collect();
+        description.shared = shared.into_iter().zip(staying.iter().map(Image::bytes)).collect();
         let section = |(kind, version): Kind| OfferedSection { kind, version, optional: false };
         let features = shape.features.ok_or("the backend does not say what its model \"host\" has")?;
         let offer = Offer {
@@ -417,6 +425,18 @@ impl Arriving {
     }
 }
 
+/// Disks that are as large here as the guest knows them: the state would be refused, but only when the guest stands still.
+fn same_sizes(machine: &Machine, shared: &[(String, u64)]) -> Result<(), Fault> {
+    for (id, bytes) in shared {
+        let disk = machine.slots().drive(id).ok_or_else(|| format!("drive {id}: malformed"))?;
+        let (here, there) = (lock(disk).device_mut().image().bytes() / 512, bytes / 512);
+        if here != there {
+            return Err(format!("drive {id}: {here} sectors here, {there} at the source").into());
+        }
+    }
+    Ok(())
+}
+
 /// A machine that is being filled, and its header.
 pub struct Filling {
     machine: Machine,
@@ -462,7 +482,7 @@ impl Builder for Arriving {
             return Err("its memory lies elsewhere than on this board".into());
         }
         let description: Description = serde_json::from_slice(&offer.description)?;
-        let moved = description.moved.clone();
+        let (moved, shared) = (description.moved.clone(), description.shared.clone());
         let mut devices = DevicesConfig::from(description);
         self.limits.overrides.apply(&mut devices)?;
         self.limits.paths.check(&devices, &self.limits.overrides)?;
@@ -483,6 +503,7 @@ impl Builder for Arriving {
             devices: built,
         };
         let machine = Machine::build(&spec, &self.plugin, self.console, self.events)?;
+        same_sizes(&machine, &shared)?;
         super::metadata::attach(&self.metadata, &devices, machine.slots())?;
         // While the guest still runs where it is: later this would be silence for its peers.
         machine.slots().await_links(LINKS_COME_UP);

@@ -14,8 +14,8 @@ use super::{Control, Denied, End, Stage, confine, unconfined};
 use crate::config::{MachineSpec, ReceiveRequest};
 use crate::machine::Machine;
 use crate::migrate::{
-    Address, Arrival, Listener, MigrateError, Phase, Progress, Report, Tls, require_protection,
-    wait_for_guest,
+    Address, Arrival, Listener, MigrateError, Observer, Phase, Progress, Report, Tls, bytes_text,
+    require_protection, wait_for_guest,
 };
 use godwit_state::Model;
 use std::sync::mpsc;
@@ -36,7 +36,10 @@ pub fn check(request: &ReceiveRequest) -> Result<(Address, Option<Tls>), Migrate
     require_protection(&address, request.tls_dir.is_some(), request.insecure)?;
     if let Some(kind) = request.allow_devices.iter().find(|k| !DEVICES.contains(&k.as_str())) {
         let why = format!("allow_devices: no device is called {kind}; there are {}", DEVICES.join(", "));
-        return Err(MigrateError::Address { address: request.address.clone(), why });
+        return Err(MigrateError::Request(why));
+    }
+    if let Some(dir) = request.allow_paths.iter().find(|dir| !dir.is_dir()) {
+        return Err(MigrateError::Request(format!("allow_paths: {} is no directory", dir.display())));
     }
     let tls = request.tls_dir.as_deref().map(Tls::server).transpose()?;
     Ok((address, tls))
@@ -46,8 +49,11 @@ pub fn check(request: &ReceiveRequest) -> Result<(Address, Option<Tls>), Migrate
 pub fn announce(progress: &Progress, report: &Report) {
     if progress.snapshot().phase == Phase::Done {
         eprintln!(
-            "godwit: the guest has arrived: {} pages, {} bytes, state {} bytes, {:.1} ms",
-            report.pages, report.bytes, report.blob_bytes, report.total_ms
+            "godwit: the guest has arrived: {} for {} of memory, state {} bytes, in {:.1} ms",
+            bytes_text(report.bytes as f64),
+            bytes_text(report.memory_bytes as f64),
+            report.blob_bytes,
+            report.total_ms
         );
     } else {
         eprintln!("godwit: the guest has arrived and runs; pages that it left behind follow");
@@ -119,11 +125,17 @@ impl Worker {
 }
 
 impl Control {
-    /// Begins to wait for a guest, on a thread of its own. Gives the address with the port that it got.
+    /// Begins to wait for a guest, on a thread of its own, with somebody to look on if anybody does. Gives the address with the port that
+    /// it got.
     ///
     /// # Errors
     /// This instance was configured or has run already, the request makes no sense, or the address is taken.
-    pub fn receive(&mut self, request: &ReceiveRequest, announce: Announce) -> Result<Address, Denied> {
+    pub fn receive(
+        &mut self,
+        request: &ReceiveRequest,
+        onlooker: Option<Observer>,
+        announce: Announce,
+    ) -> Result<Address, Denied> {
         fn failed(e: impl std::fmt::Display) -> Denied {
             Denied::Failed(e.to_string())
         }
@@ -142,6 +154,9 @@ impl Control {
         let listener = Listener::bind(&address).map_err(failed)?;
         let place = listener.address();
         let progress = Progress::new("destination", &place.to_string());
+        if let Some(onlooker) = onlooker {
+            progress.observe(onlooker);
+        }
         let idle = Duration::from_secs(request.idle_s.max(1));
         if let Address::Unix(path) = &address {
             self.waits_at = Some(path.clone());

@@ -123,7 +123,7 @@ struct Lacking<T> {
 /// What is left to do is run.
 enum Loaded<T> {
     All(Box<Ready<T>>),
-    Some(Lacking<T>),
+    Some(Box<Lacking<T>>),
 }
 
 struct Failure {
@@ -353,7 +353,9 @@ impl<T: Target> Receiving<T> {
             }
         };
         match self.granted {
-            Some(token) if !self.absent.is_empty() => self.lack(token, &blob).map(Loaded::Some),
+            Some(token) if !self.absent.is_empty() => {
+                self.lack(token, &blob).map(|lacking| Loaded::Some(Box::new(lacking)))
+            }
             _ => {
                 let Receiving { target, link, progress, report, .. } = self;
                 Ok(Loaded::All(Box::new(Ready { target, link, progress, report, deed: None })))
@@ -403,7 +405,8 @@ impl<T: Target> Receiving<T> {
     /// Every page that comes before the commit, and the state.
     fn take_all(&mut self) -> Result<Vec<u8>, MigrateError> {
         const DOING: &str = "receiving pages";
-        self.progress.update(|p| p.phase = Phase::Precopy);
+        let all = self.intake.pages();
+        self.progress.update(|p| (p.phase, p.round, p.round_pages) = (Phase::Precopy, 1, all));
         let mut blob: Option<Vec<u8>> = None;
         let mut round = 0u32;
         self.link.at(Step::Precopy);
@@ -413,7 +416,7 @@ impl<T: Target> Receiving<T> {
             }
             let frame = self.link.recv(DOING)?;
             match frame.kind {
-                kind if self.intake.take(kind, frame.flags, frame.payload)? => {}
+                kind if self.intake.take(kind, frame.flags, frame.payload)? => self.show(round + 1),
                 Kind::RoundEnd if blob.is_none() => {
                     round = round.saturating_add(1);
                     if frame.payload != round.to_le_bytes() {
@@ -422,11 +425,7 @@ impl<T: Target> Receiving<T> {
                     self.streams.iter().try_for_each(|s| s.end_round(round, self.link.idle()))?;
                     self.link.at(Step::Round);
                     self.link.send(Kind::RoundAck, &round.to_le_bytes(), "acknowledging a round")?;
-                    let bytes = self.link.received() + self.streams.as_ref().map_or(0, Inflow::received);
-                    let (pages, zero_pages) = self.intake.counts();
-                    self.progress.update(|p| {
-                        (p.round, p.pages, p.zero_pages, p.bytes) = (round, pages, zero_pages, bytes);
-                    });
+                    self.show(round);
                 }
                 Kind::State if blob.is_none() => {
                     self.progress.update(|p| p.phase = Phase::Paused);
@@ -453,6 +452,18 @@ impl<T: Target> Receiving<T> {
                 other => return Err(unexpected(other, "pages or the state")),
             }
         }
+    }
+}
+
+impl<T: Target> Receiving<T> {
+    /// How far it is. How many pages a round has is known of the first one only: all.
+    fn show(&self, round: u32) {
+        let bytes = self.link.received() + self.streams.as_ref().map_or(0, Inflow::received);
+        let (pages, zero_pages) = self.intake.counts();
+        self.progress.update(|p| {
+            (p.round, p.pages, p.zero_pages, p.bytes) = (round, pages, zero_pages, bytes);
+            p.round_pages_done = (pages + zero_pages).min(p.round_pages);
+        });
     }
 }
 

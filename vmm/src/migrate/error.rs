@@ -14,8 +14,19 @@ pub enum MigrateError {
         /// What is wrong and what would be right.
         why: String,
     },
+    /// A number of the request makes no sense.
+    #[error("{0}")]
+    Request(String),
+    /// A certificate or key cannot be used.
+    #[error("--tls-dir: {path}: {why}")]
+    Certificate {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// No connection.
-    #[error("cannot {what} {address}: {source}")]
+    #[error("cannot {what} {address}: {source}{}", hint(what, source))]
     Connect {
         /// "connect to" or "listen on".
         what: &'static str,
@@ -112,6 +123,19 @@ pub enum MigrateError {
     /// The state does not fit in the protocol.
     #[error("{0}")]
     TooBig(String),
+}
+
+/// What to do about it.
+fn hint(what: &str, source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, ConnectionRefused, ConnectionReset, NotFound};
+    match (what, source.kind()) {
+        ("connect to", ConnectionRefused | ConnectionReset | NotFound) => {
+            "; nobody waits for a guest there: start `godwit receive` first"
+        }
+        ("listen on", AddrInUse) => "; something else is there: end it, or choose another address",
+        ("listen on", AddrNotAvailable) => "; that is not an address of this host",
+        _ => "",
+    }
 }
 
 impl MigrateError {

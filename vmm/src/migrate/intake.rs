@@ -23,6 +23,8 @@ pub(super) struct Intake {
     memory: Arc<dyn Memory>,
     seen: Arc<Mutex<Seen>>,
     unpacked: Vec<u8>,
+    /// Number of pages.
+    all: u64,
 }
 
 fn foreign(run: &Run) -> MigrateError {
@@ -33,12 +35,14 @@ impl Intake {
     pub(super) fn new(memory: Arc<dyn Memory>, all: &[Region]) -> Self {
         let (known, written) = (PageSet::empty(all), PageSet::empty(all));
         let seen = Arc::new(Mutex::new(Seen { known, written, pages: 0, zero_pages: 0 }));
-        Intake { memory, seen, unpacked: Vec::new() }
+        let pages = all.iter().map(|region| region.len / PAGE_SIZE).sum();
+        Intake { memory, seen, unpacked: Vec::new(), all: pages }
     }
 
     /// For another connection of the same migration.
     pub(super) fn another(&self) -> Self {
-        Intake { memory: Arc::clone(&self.memory), seen: Arc::clone(&self.seen), unpacked: Vec::new() }
+        let (memory, seen) = (Arc::clone(&self.memory), Arc::clone(&self.seen));
+        Intake { memory, seen, unpacked: Vec::new(), all: self.all }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -70,6 +74,11 @@ impl Intake {
     /// These pages come later: nothing more is to be said of them now.
     pub(super) fn owe(&self, absent: &PageSet) {
         self.seen().known.merge(absent);
+    }
+
+    /// Pages that there are.
+    pub(super) fn pages(&self) -> u64 {
+        self.all
     }
 
     /// Every page was named.

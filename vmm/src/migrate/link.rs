@@ -510,7 +510,7 @@ impl Link {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::sync::{Arc, Mutex};
@@ -549,6 +549,13 @@ mod tests {
     fn reader(bytes: Vec<u8>) -> Link {
         let tape = Tape { input: io::Cursor::new(bytes), ..Tape::default() };
         Link::new(Box::new(tape), Side::Destination, Duration::from_secs(1))
+    }
+
+    /// What a link makes of `bytes` that come as its frame `number`.
+    pub(in super::super) fn taken(bytes: Vec<u8>, number: u32) -> Result<Kind, MigrateError> {
+        let mut link = reader(bytes);
+        link.seq_in = number;
+        link.recv_any("").map(|frame| frame.kind)
     }
 
     fn frames() -> Vec<u8> {

@@ -13,6 +13,8 @@
 mod destination;
 mod error;
 pub mod fault;
+#[cfg(test)]
+mod flips;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod intake;
@@ -39,7 +41,7 @@ pub use error::MigrateError;
 pub use link::Link;
 pub use machine::{Builder, Fault, Memory, Source, Target};
 pub use offer::{Capabilities, MAX_DESCRIPTION, Offer, OfferedDevice, OfferedSection, preflight};
-pub use progress::{Dial, Phase, Progress, Report, Snapshot};
+pub use progress::{Dial, Downtime, Observer, Phase, Progress, Report, Snapshot, bytes_text};
 pub use request::{LimitsChange, SendRequest, require_protection};
 pub use source::{Outcome, send, send_over, unconfirmed_advice};
 pub use streams::{Connect, MAX_CONNECTIONS};

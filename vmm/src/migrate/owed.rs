@@ -52,11 +52,22 @@ pub(super) struct Owed {
     pub(super) token: Token,
     cursor: u64,
     requested: u64,
+    /// What `sender` had sent before: pages with contents or as zero.
+    before: u64,
+    /// Pages with contents, pages as zero and bytes that went over further connections before.
+    others: (u64, u64, u64),
 }
 
 impl Owed {
-    pub(super) fn new(pages: PageSet, memory: Arc<dyn Memory>, sender: Sender, token: Token) -> Self {
-        Owed { pages, memory, sender, token, cursor: 0, requested: 0 }
+    pub(super) fn new(
+        pages: PageSet,
+        memory: Arc<dyn Memory>,
+        sender: Sender,
+        token: Token,
+        others: (u64, u64, u64),
+    ) -> Self {
+        let before = sender.pages + sender.zero_pages;
+        Owed { pages, memory, sender, token, cursor: 0, requested: 0, before, others }
     }
 
     fn send(&mut self, run: Run, link: &mut Link) -> Result<(), MigrateError> {
@@ -173,10 +184,11 @@ impl Owed {
     fn show(&self, link: &Link, progress: &Progress, report: &mut Report) {
         let (pages, zero) = (self.sender.pages, self.sender.zero_pages);
         report.requested_pages = self.requested;
-        report.postcopy_pages = (pages + zero).saturating_sub(report.pages + report.zero_pages);
-        let missing = self.pages.count();
+        report.postcopy_pages = pages + zero - self.before;
+        let (missing, others) = (self.pages.count(), self.others);
         progress.update(|p| {
-            (p.pages, p.zero_pages, p.bytes, p.missing_pages) = (pages, zero, link.sent(), missing);
+            (p.pages, p.zero_pages, p.missing_pages) = (pages + others.0, zero + others.1, missing);
+            p.bytes = link.sent() + others.2;
         });
     }
 

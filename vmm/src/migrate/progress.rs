@@ -3,6 +3,7 @@
 use super::error::MigrateError;
 use super::link::Link;
 use super::request::LimitsChange;
+use super::switch::Options;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +45,9 @@ pub struct Report {
     pub total_ms: f64,
     /// From the pause to that word, in milliseconds: as the VMM sees it.
     pub downtime_ms: f64,
+    /// What the downtime was made of.
+    #[serde(default)]
+    pub downtime: Downtime,
     /// Rounds of precopy, the last one (guest paused) included.
     pub rounds: u32,
     /// Pages sent with their contents.
@@ -83,6 +87,33 @@ pub struct Report {
     pub copied_because: Option<String>,
 }
 
+/// What the guest stood still for, in milliseconds, one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Downtime {
+    /// Stopping vCPUs, clock and devices.
+    pub pause: f64,
+    /// Saving the state and sending it.
+    pub state: f64,
+    /// The last pages, on their way too.
+    pub pages: f64,
+    /// Verifying and loading the state, as the destination says.
+    pub load: f64,
+    /// The commit, the guest's start and the word of it.
+    pub start: f64,
+}
+
+/// Bytes with a unit, for people.
+pub fn bytes_text(n: f64) -> String {
+    let (mut n, mut unit) = (n, "B");
+    for next in ["KiB", "MiB", "GiB"] {
+        if n < 1024.0 {
+            break;
+        }
+        (n, unit) = (n / 1024.0, next);
+    }
+    if unit == "B" { format!("{n:.0} {unit}") } else { format!("{n:.1} {unit}") }
+}
+
 /// A moment of a migration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -109,7 +140,7 @@ pub struct Snapshot {
     pub zero_pages: u64,
     /// Bytes sent (or received) so far.
     pub bytes: u64,
-    /// Measured speed over the last round, in bytes a second.
+    /// Measured speed, in bytes a second: of the last moment or of the last round.
     pub bytes_per_s: f64,
     /// Pages that the guest dirtied a second during the last round.
     pub dirty_pages_per_s: f64,
@@ -166,8 +197,24 @@ struct Repair {
     given_up: bool,
 }
 
+/// Sees how it goes, often enough to draw it.
+pub type Observer = Box<dyn FnMut(&Snapshot) + Send>;
+
+/// How often an observer looks, besides at each new phase.
+const LOOK: Duration = Duration::from_millis(100);
+/// Over so long at least the speed is measured.
+const MEASURE: Duration = Duration::from_millis(250);
+
+/// Bytes at a time, to measure the speed from.
+struct Meter {
+    at: Instant,
+    bytes: u64,
+}
+
 struct Shared {
     state: Mutex<Snapshot>,
+    meter: Mutex<Meter>,
+    observer: Mutex<Option<(Observer, Instant)>>,
     started: Mutex<Instant>,
     cancel: AtomicBool,
     postcopy: AtomicBool,
@@ -198,6 +245,8 @@ impl Progress {
         let state = Snapshot { role: role.into(), peer: peer.into(), ..Default::default() };
         let shared = Shared {
             state: Mutex::new(state),
+            meter: Mutex::new(Meter { at: Instant::now(), bytes: 0 }),
+            observer: Mutex::new(None),
             started: Mutex::new(Instant::now()),
             cancel: AtomicBool::new(false),
             postcopy: AtomicBool::new(false),
@@ -226,15 +275,47 @@ impl Progress {
 
     /// It begins only now: the time before was waiting.
     pub fn restart(&self) {
-        *self.shared.started.lock().unwrap_or_else(|e| e.into_inner()) = Instant::now();
+        let now = Instant::now();
+        *self.shared.started.lock().unwrap_or_else(|e| e.into_inner()) = now;
+        self.shared.meter.lock().unwrap_or_else(|e| e.into_inner()).at = now;
     }
 
     /// Changes it.
     pub fn update(&self, change: impl FnOnce(&mut Snapshot)) {
         let mut s = self.shared.state.lock().unwrap_or_else(|e| e.into_inner());
+        let before = s.phase;
         change(&mut s);
+        self.measure(&mut s);
         if s.is_over() && s.elapsed_ms == 0.0 {
             s.elapsed_ms = self.elapsed().as_secs_f64() * 1e3;
+        }
+        let new_phase = s.phase != before;
+        drop(s);
+        self.look(new_phase);
+    }
+
+    /// The speed over the last moment.
+    fn measure(&self, s: &mut Snapshot) {
+        let mut meter = self.shared.meter.lock().unwrap_or_else(|e| e.into_inner());
+        let took = meter.at.elapsed();
+        if s.bytes < meter.bytes {
+            *meter = Meter { at: Instant::now(), bytes: s.bytes };
+        } else if took >= MEASURE {
+            s.bytes_per_s = (s.bytes - meter.bytes) as f64 / took.as_secs_f64();
+            *meter = Meter { at: Instant::now(), bytes: s.bytes };
+        }
+    }
+
+    /// Has `observer` look from here on. Called by whoever changes something, in between.
+    pub fn observe(&self, observer: Observer) {
+        *self.shared.observer.lock().unwrap_or_else(|e| e.into_inner()) = Some((observer, Instant::now()));
+    }
+
+    fn look(&self, now: bool) {
+        let mut observer = self.shared.observer.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((observer, at)) = observer.as_mut().filter(|(_, at)| now || at.elapsed() >= LOOK) {
+            observer(&self.snapshot());
+            *at = Instant::now();
         }
     }
 
@@ -259,7 +340,14 @@ impl Progress {
         std::mem::replace(&mut changes, LimitsChange { bandwidth_bytes_per_s, ..LimitsChange::default() })
     }
 
-    /// Asks for the switch to postcopy at the end of this round, where the destination agreed to that.
+    /// True if more time than `limit`, or than was asked for since, has passed.
+    pub(super) fn is_over(&self, limit: Option<Duration>) -> bool {
+        let mut options = Options { timeout: limit, ..Options::default() };
+        self.changes().apply(&mut options);
+        options.timeout.is_some_and(|limit| self.elapsed() >= limit)
+    }
+
+    /// Asks for the switch to postcopy now, where the destination agreed to that.
     pub fn ask_postcopy(&self) {
         self.shared.postcopy.store(true, Ordering::SeqCst);
     }

@@ -88,10 +88,11 @@ impl SendRequest {
         }
         require_protection(&address, self.tls_dir.is_some(), self.insecure)?;
         if self.max_rounds == 0 || self.idle_s == 0 || self.bandwidth_bytes_per_s == Some(0) {
-            return Err(bad("max_rounds, idle_s and bandwidth_bytes_per_s must not be 0"));
+            let why = "max_rounds, idle_s and bandwidth_bytes_per_s must not be 0";
+            return Err(MigrateError::Request(why.into()));
         }
         if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
-            return Err(bad("connections must be 1 to 16"));
+            return Err(MigrateError::Request("connections must be 1 to 16".into()));
         }
         if self.connections > 1 && matches!(address, Address::Unix(_)) {
             return Err(bad("several connections are for tcp and vsock addresses"));

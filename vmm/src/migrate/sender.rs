@@ -4,6 +4,7 @@ use super::error::MigrateError;
 use super::link::Link;
 use super::machine::Memory;
 use super::progress::Progress;
+use super::streams::Over;
 use super::wire::{FLAG_LZ4, HEADER_LEN, Kind, MAX_ZERO_RUNS, put_runs};
 use crate::memory::PAGE_SIZE;
 use crate::memory::{PageSet, Run, zero_page};
@@ -99,18 +100,21 @@ impl Sender {
         self.cap().as_ref().map_or(Duration::ZERO, Cap::left)
     }
 
-    /// Says of all of `zero` that it is zero; some of it may go with what is sent next.
+    /// Says of all of `zero` that it is zero.
     pub(super) fn send_zero(&mut self, zero: Option<&PageSet>, link: &mut Link) -> Result<(), MigrateError> {
-        zero.iter().flat_map(|z| z.runs(u64::MAX)).try_for_each(|run| self.put_zero(run, link))
+        zero.iter().flat_map(|z| z.runs(u64::MAX)).try_for_each(|run| self.put_zero(run, link))?;
+        self.flush_zero(link)
     }
 
-    /// Sends runs, each at most [`CHUNK_PAGES`](super::wire::CHUNK_PAGES) long, until there are no more.
+    /// Sends runs, each at most [`CHUNK_PAGES`](super::wire::CHUNK_PAGES) long, until there are no more. The cap holds nobody up once it
+    /// is `over`.
     pub(super) fn send_runs(
         &mut self,
         memory: &dyn Memory,
         mut next: impl FnMut() -> Option<Run>,
         link: &mut Link,
         progress: &Progress,
+        over: Over<'_>,
     ) -> Result<(), MigrateError> {
         while let Some(run) = next() {
             if progress.is_cancelled() {
@@ -118,7 +122,7 @@ impl Sender {
             }
             let (pages, zero_pages, bytes) = (self.pages, self.zero_pages, link.sent());
             self.chunk(memory, run, link)?;
-            self.wait_for_cap(link, progress)?;
+            self.wait_for_cap(link, progress, over)?;
             progress.update(|p| {
                 p.round_pages_done += run.count;
                 p.pages += self.pages - pages;
@@ -131,12 +135,12 @@ impl Sender {
     }
 
     /// Waits as long as the cap wants, without being taken for dead.
-    fn wait_for_cap(&self, link: &mut Link, progress: &Progress) -> Result<(), MigrateError> {
+    fn wait_for_cap(&self, link: &mut Link, progress: &Progress, over: Over<'_>) -> Result<(), MigrateError> {
         let (pulse, mut spoke) = (link.idle() / 3, Instant::now());
         loop {
             self.heed(progress);
             let rest = self.rest();
-            if rest.is_zero() {
+            if rest.is_zero() || over() {
                 return Ok(());
             }
             if progress.is_cancelled() {

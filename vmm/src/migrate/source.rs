@@ -16,15 +16,15 @@ use super::fault::Step;
 use super::link::Link;
 use super::machine::{Memory, Source};
 use super::owed::{Owed, Token, Word, send_missing};
-use super::progress::{Phase, Progress, Report};
+use super::progress::{Downtime, Phase, Progress, Report};
 use super::sender::Sender;
-use super::streams::{Connect, Outflow};
+use super::streams::{Connect, Outflow, Over};
 use super::switch::{MemoryWay, Mode, OnTimeout, Options, Round, Switch, Verdict};
 use super::wire::{
     FLAG_COPY, FLAG_GRANTED, FLAG_JOIN, FLAG_MEMORY, FLAG_POSTCOPY, FLAG_REQUIRED, Kind, caps, decode_texts,
     put_pieces,
 };
-use crate::memory::{Deed, PageSet, SharedRam};
+use crate::memory::{Deed, PageSet, Run, SharedRam};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ struct Context {
     /// Every page that a dirty log gave away: given back if the guest stays.
     taken: Option<PageSet>,
     report: Report,
+    /// Where the next part of the downtime began.
+    lap: Instant,
 }
 
 /// A failed transition: the machine is still here.
@@ -310,8 +312,16 @@ impl Context {
         self.streams.set_deadline(Some(since + self.options.blackout));
         machine.pause().map_err(MigrateError::machine("pausing the guest"))?;
         let clock = Instant::now();
+        self.lap = since;
+        self.lap(|d| &mut d.pause);
         self.progress.update(|p| p.phase = Phase::Paused);
         Ok(Stop { since, clock })
+    }
+
+    /// A part of the downtime is over.
+    fn lap(&mut self, part: fn(&mut Downtime) -> &mut f64) {
+        let began = std::mem::replace(&mut self.lap, Instant::now());
+        *part(&mut self.report.downtime) += (self.lap - began).as_secs_f64() * 1e3;
     }
 
     /// Puts the pages sent so far into the report.
@@ -321,22 +331,24 @@ impl Context {
         self.report.zero_pages = sender.zero_pages + zero_pages;
     }
 
-    /// Sends pages over all connections.
+    /// Sends pages over all connections until it is `over`: the runs that are left.
     fn send(
         &mut self,
         sender: &mut Sender,
         memory: &dyn Memory,
-        set: &PageSet,
-        zero: Option<&PageSet>,
-    ) -> Result<(), MigrateError> {
-        self.streams.send((sender, &mut self.link), memory, set, zero, &self.progress)
+        pages: (&PageSet, Option<&PageSet>),
+        over: Over<'_>,
+    ) -> Result<Vec<Run>, MigrateError> {
+        self.streams.send((sender, &mut self.link), memory, pages, &self.progress, over)
     }
 
     fn send_state<S: Source>(&mut self, machine: &mut S) -> Result<(), MigrateError> {
         let blob = machine.save().map_err(MigrateError::machine("saving the state"))?;
         self.report.blob_bytes = blob.len() as u64;
         self.link.at(Step::State);
-        self.link.send(Kind::State, &blob, "sending the state")
+        self.link.send(Kind::State, &blob, "sending the state")?;
+        self.lap(|d| &mut d.state);
+        Ok(())
     }
 
     fn send_finish(&mut self) -> Result<(), MigrateError> {
@@ -400,14 +412,19 @@ impl<S: Source> Precopy<S> {
                 let mut none = pending.clone();
                 none.clear();
                 c.report.rounds = 1;
-                Self::round(machine, c, &mut sender, &mut none, &mut zero, 1)?;
+                Self::round((&*machine, c), &mut sender, (&mut none, &mut zero), 1, &|| false)?;
             }
             for number in 1.. {
                 if late {
                     break;
                 }
                 c.report.rounds = number;
-                let took = Self::round(machine, c, &mut sender, &mut pending, &mut zero, number)?;
+                // Also in the midst of a round, which may take hours: the time is over, or postcopy is asked for.
+                let (progress, limit) = (c.progress.clone(), switch.timeout());
+                let wanted = granted.is_some();
+                let over = move || progress.is_over(limit) || wanted && progress.wants_postcopy();
+                let took =
+                    Self::round((&*machine, c), &mut sender, (&mut pending, &mut zero), number, &over)?;
                 let pages = took.1;
                 c.fetch(machine, &mut pending)?;
                 let dirtied = pending.count();
@@ -437,21 +454,25 @@ impl<S: Source> Precopy<S> {
         Ok(Paused { machine, context, sender, pending, since, late: granted.filter(|_| late) })
     }
 
-    /// Sends `pending` and waits until the destination has it all. Gives the time it took and the pages it handled.
+    /// Sends `pending` until it is `over`, and waits until the destination has what was sent; the rest stays in `pending`. Gives the time
+    /// it took and the pages it handled.
     fn round(
-        machine: &mut S,
-        c: &mut Context,
+        (machine, c): (&S, &mut Context),
         sender: &mut Sender,
-        pending: &mut PageSet,
-        zero: &mut PageSet,
+        (pending, zero): (&mut PageSet, &mut PageSet),
         number: u32,
+        over: Over<'_>,
     ) -> Result<(Duration, u64), MigrateError> {
         let (begun, sent_before) = (Instant::now(), c.link.sent() + c.streams.totals().2);
         let pages = pending.count();
         c.progress.update(|p| (p.round, p.round_pages, p.round_pages_done) = (number, pages, 0));
         c.link.at(Step::Precopy);
-        c.send(sender, &*machine.memory(), pending, Some(zero))?;
+        let left = c.send(sender, &*machine.memory(), (pending, Some(zero)), over)?;
         pending.clear();
+        // They were in it: nothing is refused.
+        for run in left {
+            let _ = pending.insert(run);
+        }
         zero.clear();
         c.link.at(Step::Round);
         c.streams.end_round(number)?;
@@ -463,7 +484,7 @@ impl<S: Source> Precopy<S> {
         let took = begun.elapsed();
         let rate = (c.link.sent() + c.streams.totals().2 - sent_before) as f64 / took.as_secs_f64().max(1e-9);
         c.progress.update(|p| p.bytes_per_s = rate);
-        Ok((took, pages))
+        Ok((took, pages - pending.count()))
     }
 }
 
@@ -479,11 +500,12 @@ impl<S: Source> Paused<S> {
             let owed = match late {
                 Some(token) => {
                     send_missing(&pending, &mut c.link)?;
-                    Some(Owed::new(pending, machine.memory(), sender, token))
+                    let others = c.streams.totals();
+                    Some(Owed::new(pending, machine.memory(), sender, token, others))
                 }
                 None => {
                     sender.lift_cap();
-                    c.send(&mut sender, &*machine.memory(), &pending, None)?;
+                    c.send(&mut sender, &*machine.memory(), (&pending, None), &|| false)?;
                     c.count(&sender);
                     None
                 }
@@ -502,9 +524,13 @@ impl<S: Source> StateSent<S> {
             c.link.at(Step::Ready);
             let (kind, payload) =
                 Owed::recv(&mut owed, &mut c.link, "waiting for the destination to load the state")?;
-            if kind != Kind::Ready || payload.len() != 8 {
-                return Err(unexpected(kind, "readiness"));
-            }
+            let took = <[u8; 8]>::try_from(payload).ok().filter(|_| kind == Kind::Ready);
+            let took = took.ok_or_else(|| unexpected(kind, "readiness"))?;
+            c.lap(|d| &mut d.pages);
+            // Of that, what the destination says that loading took.
+            let down = &mut c.report.downtime;
+            down.load = (u64::from_le_bytes(took) as f64 / 1e6).min(down.pages);
+            down.pages -= down.load;
             if c.progress.is_cancelled() {
                 return Err(MigrateError::Cancelled);
             }
@@ -541,6 +567,7 @@ impl<G> Committed<G> {
         let Committed { gone, context: mut c, since, mut owed, word } = self;
         let mut confirmed = word.unwrap_or_else(|| c.hear(&mut owed));
         c.report.downtime_ms = since.elapsed().as_secs_f64() * 1e3;
+        c.lap(|d| &mut d.start);
         // A guest that certainly does not run there needs no pages.
         if let Some(owed) = owed.filter(|_| !matches!(confirmed, Err(MigrateError::NotRunning(_)))) {
             let begun = Instant::now();
@@ -647,7 +674,8 @@ pub fn send_over<S: Source>(
     progress: Progress,
 ) -> Outcome<S> {
     let (streams, report) = (Outflow::default(), Report::default());
-    let context = Context { link, connect, streams, options, progress, taken: None, report };
+    let lap = Instant::now();
+    let context = Context { link, connect, streams, options, progress, taken: None, report, lap };
     let committed = Idle { machine, context }
         .hello()
         .and_then(Greeted::preflight)

@@ -23,6 +23,9 @@ fn thread_failed(e: std::io::Error) -> MigrateError {
     MigrateError::Impossible(format!("no thread for another connection: {e}"))
 }
 
+/// Whether a round is to end before all of its pages are sent.
+pub(super) type Over<'a> = &'a (dyn Fn() -> bool + Sync);
+
 /// Makes another connection to the same destination.
 pub type Connect = Box<dyn Fn() -> Result<Link, MigrateError> + Send>;
 
@@ -52,26 +55,29 @@ impl Outflow {
         Ok(Outflow { streams })
     }
 
-    /// Sends all of `set`, and of `zero` only that it is zero, over all connections at once.
+    /// Sends all of `set`, and of `zero` only that it is zero, over all connections at once; or as much as until it is `over`. Gives
+    /// the runs that were not sent.
     pub(super) fn send(
         &mut self,
         (first, link): (&mut Sender, &mut Link),
         memory: &dyn Memory,
-        set: &PageSet,
-        zero: Option<&PageSet>,
+        (set, zero): (&PageSet, Option<&PageSet>),
         progress: &Progress,
-    ) -> Result<(), MigrateError> {
+        over: Over<'_>,
+    ) -> Result<Vec<Run>, MigrateError> {
         first.send_zero(zero, link)?;
         let left = Mutex::new(set.runs(CHUNK_PAGES));
         let failed = AtomicBool::new(false);
         let rest = Rest { busy: Mutex::new(self.streams.len() + 1), bell: Condvar::new() };
         let work = |sender: &mut Sender, link: &mut Link| {
             let next = || -> Option<Run> {
-                let mut left = left.lock().unwrap_or_else(|e| e.into_inner());
                 // Who fails stops the others: there is no migration without it.
-                left.next().filter(|_| !failed.load(Ordering::Relaxed))
+                if failed.load(Ordering::Relaxed) || over() {
+                    return None;
+                }
+                left.lock().unwrap_or_else(|e| e.into_inner()).next()
             };
-            let sent = sender.send_runs(memory, next, link, progress);
+            let sent = sender.send_runs(memory, next, link, progress, over);
             failed.fetch_or(sent.is_err(), Ordering::Relaxed);
             rest.wait(link, &failed).and(sent)
         };
@@ -89,7 +95,8 @@ impl Outflow {
                 result = result.and(sent);
             }
             result
-        })
+        })?;
+        Ok(left.into_inner().unwrap_or_else(|e| e.into_inner()).collect())
     }
 
     fn say(&mut self, kind: Kind, number: u32) -> Result<(), MigrateError> {

@@ -156,6 +156,11 @@ impl Switch {
         Switch { options, page_s: None, throttle: 0, expected: Duration::ZERO, tries: 0 }
     }
 
+    /// Most time before `on_timeout`.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.options.timeout
+    }
+
     /// Other limits from here on.
     pub(super) fn change(&mut self, change: &LimitsChange) {
         change.apply(&mut self.options);

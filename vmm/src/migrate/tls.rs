@@ -6,7 +6,7 @@
 
 use super::error::MigrateError;
 use super::transport::{Address, Stream, certified_name};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
@@ -21,29 +21,49 @@ use std::sync::Arc;
 use std::time::Duration;
 
 fn bad(path: &Path, why: impl std::fmt::Display) -> MigrateError {
-    MigrateError::Address { address: path.display().to_string(), why: why.to_string() }
+    MigrateError::Certificate { path: path.display().to_string(), why: why.to_string() }
 }
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
+/// Why a file of certificates or a key was not read.
+fn unread(error: pem::Error) -> String {
+    match error {
+        pem::Error::Io(e) => e.to_string(),
+        pem::Error::NoItemsFound => "no such thing is in this file (PEM, `-----BEGIN ...`)".into(),
+        other => other.to_string(),
+    }
+}
+
 fn identity(dir: &Path, who: &str) -> Result<Identity, MigrateError> {
     let (cert, key) = (dir.join(format!("{who}-cert.pem")), dir.join(format!("{who}-key.pem")));
-    let chain =
-        CertificateDer::pem_file_iter(&cert).and_then(Iterator::collect).map_err(|e| bad(&cert, e))?;
-    Ok((chain, PrivateKeyDer::from_pem_file(&key).map_err(|e| bad(&key, e))?))
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&cert)
+        .and_then(Iterator::collect)
+        .map_err(|e| bad(&cert, unread(e)))?;
+    if chain.is_empty() {
+        return Err(bad(&cert, "holds no certificate"));
+    }
+    Ok((chain, PrivateKeyDer::from_pem_file(&key).map_err(|e| bad(&key, unread(e)))?))
 }
 
 fn authority(dir: &Path) -> Result<Arc<RootCertStore>, MigrateError> {
     let path = dir.join("ca-cert.pem");
     let mut roots = RootCertStore::empty();
-    for cert in CertificateDer::pem_file_iter(&path).map_err(|e| bad(&path, e))? {
-        roots.add(cert.map_err(|e| bad(&path, e))?).map_err(|e| bad(&path, e))?;
+    for cert in CertificateDer::pem_file_iter(&path).map_err(|e| bad(&path, unread(e)))? {
+        roots.add(cert.map_err(|e| bad(&path, unread(e)))?).map_err(|e| bad(&path, e))?;
     }
     if roots.is_empty() { Err(bad(&path, "holds no certificate")) } else { Ok(Arc::new(roots)) }
 }
 
+/// Ciphers with the fastest first: guest memory is much, and 128 bits are enough. Where processors have no instructions for AES,
+/// ChaCha20 is.
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    use rustls::crypto::ring::{cipher_suite as suite, default_provider};
+    let aes = [suite::TLS13_AES_128_GCM_SHA256, suite::TLS13_AES_256_GCM_SHA384];
+    let mut all = aes.to_vec();
+    let at = if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) { all.len() } else { 0 };
+    all.insert(at, suite::TLS13_CHACHA20_POLY1305_SHA256);
+    Arc::new(rustls::crypto::CryptoProvider { cipher_suites: all, ..default_provider() })
 }
 
 /// What a sender or receiver needs, read before anything is connected.

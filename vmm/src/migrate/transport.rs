@@ -67,7 +67,7 @@ impl std::str::FromStr for Address {
                 };
                 Ok(Address::Vsock { cid: number(cid, u32::MAX)?, port: number(port, u32::MAX)? })
             }
-            _ => Err(bad("the transport is tcp, unix or vsock")),
+            _ => Err(bad("the transport is missing: say tcp:HOST:PORT, unix:PATH or vsock:CID:PORT")),
         }
     }
 }

@@ -32,7 +32,7 @@ pub fn test_disk(read_only: bool) -> (block::Block, TempFile) {
     (block::Block::new(&config).expect("disk"), file)
 }
 
-fn rng() -> Rng {
+pub(super) fn rng() -> Rng {
     Rng::new(&EntropyConfig::default()).expect("rng")
 }
 
@@ -49,7 +49,7 @@ pub fn fuzz_rng(data: &[u8]) {
     play(rng(), data).saved_as(rng());
 }
 
-fn net() -> (Net, UnixStream) {
+pub(super) fn net() -> (Net, UnixStream) {
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     let config = NetworkInterfaceConfig { iface_id: "fuzz".into(), ..Default::default() };
     (Net::over(&config, ours).expect("net"), theirs)
@@ -88,7 +88,7 @@ pub fn fuzz_vsock(data: &[u8]) {
     play(vsock, inside).saved_as(fresh);
 }
 
-fn balloon() -> Balloon {
+pub(super) fn balloon() -> Balloon {
     let config = BalloonConfig { amount_mib: 1, free_page_reporting: true, ..Default::default() };
     Balloon::new(&config, 4).expect("balloon")
 }

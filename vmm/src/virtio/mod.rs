@@ -22,6 +22,8 @@ mod device;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod iov;
+#[cfg(test)]
+mod malformed;
 #[cfg(any(test, fuzzing))]
 pub mod mock;
 pub mod net;

@@ -122,65 +122,6 @@ fn the_event_index_saves_interrupts_and_notifications() {
     assert_eq!((d.used(0).is_some(), d.line.level.load(SeqCst)), (true, false));
 }
 
-/// Each way to break a queue stops the device until its reset; none crashes, hangs or answers.
-#[test]
-fn malformed_queues_need_a_reset() {
-    type Break = fn(&mut Driver<Rng>);
-    let breaks: [(&str, Break); 11] = [
-        ("loop", |d| {
-            d.desc(0, 0, BUFFERS, 16, WRITE | NEXT, 1);
-            d.desc(0, 1, BUFFERS, 16, WRITE | NEXT, 0);
-        }),
-        ("next out of range", |d| d.desc(0, 0, BUFFERS, 16, WRITE | NEXT, SIZE)),
-        ("buffer out of RAM", |d| d.desc(0, 0, 0x1_0000_0000, 16, WRITE, 0)),
-        ("buffer over the end", |d| d.desc(0, 0, BUFFERS, u32::MAX, WRITE, 0)),
-        ("address wraps", |d| d.desc(0, 0, u64::MAX - 3, 16, WRITE, 0)),
-        ("readable after writable", |d| {
-            d.desc(0, 0, BUFFERS, 16, WRITE | NEXT, 1);
-            d.desc(0, 1, BUFFERS, 16, 0, 0);
-        }),
-        ("indirect in indirect", |d| {
-            d.desc(0, 0, BUFFERS, 32, INDIRECT, 0);
-            d.desc_at(BUFFERS, BUFFERS + 64, 32, INDIRECT, 0);
-        }),
-        ("indirect of no entries", |d| d.desc(0, 0, BUFFERS, 0, INDIRECT, 0)),
-        ("indirect of odd size", |d| d.desc(0, 0, BUFFERS, 17, INDIRECT, 0)),
-        ("indirect out of RAM", |d| d.desc(0, 0, 1 << 40, 32, INDIRECT, 0)),
-        ("endless indirect", |d| {
-            for i in 0..2000 {
-                d.desc_at(BUFFERS + 16 * i, BUFFERS, 16, WRITE | NEXT, i as u16 + 1);
-            }
-            d.desc(0, 0, BUFFERS, 16 * 2000, INDIRECT, 0);
-        }),
-    ];
-    for (what, f) in breaks {
-        let mut d = rng();
-        d.start_plain();
-        f(&mut d);
-        d.offer(0, 0);
-        assert!(d.run(0, 1), "{what}");
-        assert!(d.broken(), "{what}");
-        assert_eq!(d.used(0), None, "{what}");
-        d.start_plain();
-        d.send(0, &[], &[8]);
-        d.run(0, 1);
-        assert!(d.used(0).is_some(), "{what}");
-    }
-    // Heads that do not exist, and an index that ran away.
-    let mut d = rng();
-    d.start_plain();
-    d.offer(0, SIZE);
-    d.run(0, 1);
-    assert!(d.broken());
-    let mut d = rng();
-    d.start_plain();
-    for _ in 0..=SIZE {
-        d.offer(0, 0);
-    }
-    d.run(0, 1);
-    assert!(d.broken());
-}
-
 #[test]
 fn indirect_chains_work() {
     let mut d = rng();
