@@ -3,7 +3,7 @@
 
 use godwit_tests::certificates;
 use godwit_tests::harness::moves::{Stage, goes_on, said};
-use godwit_tests::harness::{Process, check_lines};
+use godwit_tests::harness::{Process, ask, check_lines};
 use serde_json::json;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -186,4 +186,46 @@ fn when_the_time_is_over_it_is_given_up_or_forced_in_the_midst_of_a_round() {
     source.wait_exit();
     receiver.wait_lines(3).unwrap();
     check_lines(&[source.text(), receiver.text()]);
+}
+
+/// A guest's TSC keeps its frequency: scaled where that can be done, refused before any page where not, or let be by a flag.
+#[test]
+fn another_tsc_frequency_is_had_refused_or_allowed() {
+    let test = "another_tsc_frequency_is_had_refused_or_allowed";
+    for there in ["interp", "kvm"] {
+        let Some(stage) = Stage::set(test, &["interp", there]) else { continue };
+        let offers = Command::new(&stage.godwit).args(["backends", "--json"]).output().unwrap();
+        let offers: serde_json::Value = serde_json::from_slice(&offers.stdout).unwrap();
+        let probe = offers.as_array().unwrap().iter().find(|b| b["descriptor"]["name"] == there).unwrap();
+        let scales = probe["probe"]["tsc_scaling"] == true;
+        assert!(scales || there == "kvm", "the interpreter gives any frequency: {probe}");
+        let config = stage.scratch.config("counter", 16, "x86-64", "rate=50");
+        let mut spec: serde_json::Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        spec["machine-config"]["tsc_khz"] = json!(1_000_000);
+        std::fs::write(&config, spec.to_string()).unwrap();
+        let args = ["--config-file", config.to_str().unwrap(), "--backend", "interp", "--api-sock"];
+        let mut source = Process::start(&stage.godwit, &[&args[..], &[&stage.text("s.api")]].concat(), "");
+        source.wait_lines(3).unwrap();
+        if !scales {
+            let mut receiver = stage.receiver(there, "strict", "strict.api", &[], "");
+            let moved = stage.migrate("s.api", "strict", &[]);
+            assert_eq!((moved.status.code(), receiver.wait_exit()), (Some(3), Some(3)), "{}", said(&moved));
+            for text in [said(&moved), receiver.err()] {
+                assert!(
+                    text.contains("TSC runs at 1000000 kHz") && text.contains("--allow-tsc-mismatch"),
+                    "{text}"
+                );
+            }
+            goes_on(&mut source);
+        }
+        let allowed: &[&str] = if scales { &[] } else { &["--allow-tsc-mismatch"] };
+        let receiver = stage.receiver(there, "taken", "taken.api", allowed, "");
+        let moved = stage.migrate("s.api", "taken", &[]);
+        assert_eq!(moved.status.code(), Some(0), "{}; {}", said(&moved), receiver.err());
+        source.wait_exit();
+        receiver.wait_lines(3).unwrap();
+        check_lines(&[source.text(), receiver.text()]);
+        let (_, config) = ask(&stage.scratch.path("taken.api"), "GET", "/machine-config", "").unwrap();
+        assert!(!scales || config["tsc_khz"] == 1_000_000, "{config}");
+    }
 }

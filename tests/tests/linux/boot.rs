@@ -128,3 +128,35 @@ fn linux_boots_on_the_interpreter_with_four_vcpus() {
 fn linux_boots_by_its_pvh_note() {
     boots("linux_boots_by_its_pvh_note", 1, true);
 }
+
+/// The guest ends its machine: by the keyboard controller, the reset register of ACPI, ACPI's power-off; and by a triple fault, which is
+/// told apart since a crash looks the same.
+#[test]
+fn linux_resets_and_switches_off() {
+    let name = "linux_resets_and_switches_off";
+    let images = cached(["linux/bzImage", "initramfs.cpio.gz"], "--tests");
+    let ([kernel, initrd], godwit, plugin) =
+        match (images, program("godwit"), program("libgodwit_backend_interp.so")) {
+            (Ok(images), Ok(godwit), Ok(plugin)) => (images, godwit, plugin),
+            (Err(why), ..) | (_, Err(why), _) | (.., Err(why)) => return println!("SKIPPED {name}: {why}"),
+        };
+    let scratch = Scratch::new(name);
+    for (how, end, code, err) in [
+        ("reboot=k godwit.do=reboot", "Restarting system", 0, ""),
+        ("reboot=a godwit.do=reboot", "Restarting system", 0, ""),
+        ("reboot=t godwit.do=reboot", "Restarting system", 100, "triple fault"),
+        ("godwit.do=poweroff", "Power down", 0, ""),
+    ] {
+        let config = scratch.path("linux.json");
+        let source = json!({"kernel_image_path": kernel, "initrd_path": initrd,
+                            "boot_args": format!("console=ttyS0 panic=1 {how}")});
+        let machine = json!({"vcpu_count": 1, "mem_size_mib": 128});
+        std::fs::write(&config, json!({"boot-source": source, "machine-config": machine}).to_string())
+            .unwrap();
+        let paths = [&config, &plugin].map(|p| p.to_str().expect("UTF-8").to_owned());
+        let args = ["--no-api", "--config-file", &paths[0], "--backend", &paths[1]];
+        let mut vm = Process::start(&godwit, &args, "");
+        assert_eq!(vm.wait_exit(), Some(code), "{how}: {}", vm.err());
+        assert!(vm.text().contains(end) && vm.err().contains(err), "{how}: {}\n{}", vm.err(), vm.text());
+    }
+}
