@@ -6,7 +6,7 @@ use crate::api::http;
 use crate::api::router::{Owner, Router};
 use crate::api::server::Handler;
 use crate::control::MigrationRequest;
-use crate::control::{Action, Denied, Outcome, Requests};
+use crate::control::{Action, Denied, Outcome, Requests, SnapshotDevicesV1};
 use crate::migrate::{LimitsChange, fuzz as migration};
 use crate::mmds::Service;
 use crate::virtio::net::{MmdsConfig, MmdsVersion};
@@ -97,6 +97,9 @@ fn sections(data: &[u8]) {
         section::<vsock::VsockV1>,
         section::<rng::RngV1>,
         section::<balloon::BalloonV1>,
+        section::<board::generation::GenerationV1>,
+        section::<snapshot::SnapshotMemoryV1>,
+        section::<SnapshotDevicesV1>,
     ];
     if let Some((which, data)) = data.split_first() {
         ALL[usize::from(*which) % ALL.len()](data);
