@@ -3,7 +3,7 @@
 //! Called by `Policy`. Own and small because the filters must exist on every host architecture; the byte order only
 //! decides which half of an argument is its low word. Layout of what a program reads: `struct seccomp_data`.
 
-use std::collections::BTreeMap;
+use super::layout::{self, Deed};
 
 /// One instruction, as the kernel takes it.
 pub type Instruction = libc::sock_filter;
@@ -166,7 +166,7 @@ impl Target {
     }
 }
 
-fn statement(code: u32, k: u32) -> Instruction {
+pub(super) fn statement(code: u32, k: u32) -> Instruction {
     // Codes are 16 bits.
     Instruction { code: (code & 0xffff) as u16, jt: 0, jf: 0, k }
 }
@@ -179,7 +179,7 @@ fn load(offset: u32) -> Instruction {
 const FAIL: u8 = u8::MAX;
 
 /// Compares by `code` (BPF_JEQ and its kin): how many instructions it then skips, if so and if not.
-fn compare(code: u32, value: u32, jt: u8, jf: u8) -> Instruction {
+pub(super) fn compare(code: u32, value: u32, jt: u8, jf: u8) -> Instruction {
     Instruction { jt, jf, ..statement(libc::BPF_JMP | code | libc::BPF_K, value) }
 }
 
@@ -188,9 +188,13 @@ fn equal(value: u32) -> Instruction {
     compare(libc::BPF_JEQ, value, 0, FAIL)
 }
 
+/// Loads the low word of an argument. Each is 8 bytes, from byte 16 on; its low word comes first in little-endian order.
+fn low(index: u8, target: Target) -> Instruction {
+    load(16 + 8 * u32::from(index & 7) + if target.big_endian { 4 } else { 0 })
+}
+
 fn checks(rule: &Rule, target: Target) -> Vec<Instruction> {
-    // Each argument is 8 bytes, from byte 16 on; its low word comes first in little-endian order.
-    let low = |index: u8| load(16 + 8 * u32::from(index & 7) + if target.big_endian { 4 } else { 0 });
+    let low = |index: u8| low(index, target);
     let high = |index: u8| load(16 + 8 * u32::from(index & 7) + if target.big_endian { 0 } else { 4 });
     let and = |mask: u32| statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask);
     let halves = |value: u64| ((value >> 32) as u32, (value & 0xffff_ffff) as u32);
@@ -240,69 +244,65 @@ fn checks(rule: &Rule, target: Target) -> Vec<Instruction> {
     code
 }
 
-/// Conditional jumps reach 255 instructions, unconditional ones any.
-fn over(code: &[Instruction]) -> Option<Instruction> {
-    Some(statement(libc::BPF_JMP | libc::BPF_JA, u32::try_from(code.len()).ok()?))
-}
-
-/// What happens at one call; any other goes past it.
-fn one(number: u32, block: &[Instruction], code: &mut Vec<Instruction>) -> Option<()> {
-    code.extend([compare(libc::BPF_JEQ, number, 1, 0), over(block)?]);
-    code.extend(block);
-    Some(())
-}
-
-/// What happens at these calls, in ascending order, found by halving; `default` at any other.
-fn tree(blocks: &[(u32, &[Instruction])], default: Instruction, code: &mut Vec<Instruction>) -> Option<()> {
-    const FEW: usize = 3;
-    if blocks.len() <= FEW {
-        blocks.iter().try_for_each(|(number, block)| one(*number, block, code))?;
-        code.push(default);
-        return Some(());
+/// What happens at a call that has these rules, the first that fits deciding.
+fn deed(rules: &[(u32, &Rule)], default: u32, target: Target) -> Deed {
+    // What the only check compares with, and what with it decides.
+    let alternative = |rule: &Rule| match rule.checks[..] {
+        [Check::Eq { index, value }] => Some((index, rule.answer, value)),
+        _ => None,
+    };
+    if let [(_, rule), ..] = rules
+        && rule.checks.is_empty()
+    {
+        return Deed::Always(rule.answer.code());
     }
-    let (low, high) = blocks.split_at(blocks.len() / 2);
-    let mut below = Vec::new();
-    tree(low, default, &mut below)?;
-    let at_least = statement(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, high[0].0);
-    code.extend([Instruction { jt: 0, jf: 1, ..at_least }, over(&below)?]);
-    code.extend(below);
-    tree(high, default, code)
+    let mut code = Vec::new();
+    let alike = |a: &Rule, b: &Rule| match (alternative(a), alternative(b)) {
+        (Some(a), Some(b)) => (a.0, a.1) == (b.0, b.1),
+        _ => false,
+    };
+    for run in rules.chunk_by(|a, b| alike(a.1, b.1)) {
+        let values: Vec<u32> = run.iter().filter_map(|(_, rule)| alternative(rule).map(|a| a.2)).collect();
+        match alternative(run[0].1) {
+            Some((index, answer, _)) => {
+                code.push(low(index, target));
+                layout::one_of(&values, answer.code(), &mut code);
+            }
+            None => code.extend(checks(run[0].1, target)),
+        }
+    }
+    code.push(layout::ret(default));
+    Deed::Asks(code)
 }
 
 /// Compiles rules; calls that fit none get `default`. None: longer than the kernel takes.
 #[must_use]
 pub fn compile(rules: &[Rule], default: Answer, target: Target) -> Option<Vec<Instruction>> {
-    let ret = |answer: Answer| statement(libc::BPF_RET | libc::BPF_K, answer.code());
-    let mut by_call: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
+    let default = default.code();
+    let mut by_call = Vec::with_capacity(rules.len());
     for rule in rules {
-        let number = u32::try_from(rule.number).ok()?;
         if rule.checks.len() > 12 {
             return None;
         }
-        by_call.entry(number).or_default().push(rule);
+        by_call.push((u32::try_from(rule.number).ok()?, rule));
     }
-    let mut code =
-        vec![load(4), compare(libc::BPF_JEQ, target.audit, 1, 0), ret(Answer::KillProcess), load(0)];
+    let first = by_call.first().map(|(number, _)| *number);
+    // The rules of one call stay in their order.
+    by_call.sort_by_key(|(number, _)| *number);
+    let mut calls: Vec<(u32, Deed)> =
+        by_call.chunk_by(|a, b| a.0 == b.0).map(|rules| (rules[0].0, deed(rules, default, target))).collect();
+    let kill = layout::ret(Answer::KillProcess.code());
+    let mut code = vec![load(4), compare(libc::BPF_JEQ, target.audit, 1, 0), kill, load(0)];
     if let Some(bit) = target.foreign_bit {
         let jset = statement(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, bit);
-        code.extend([Instruction { jt: 0, jf: 1, ..jset }, ret(Answer::KillProcess)]);
+        code.extend([Instruction { jt: 0, jf: 1, ..jset }, kill]);
     }
-    let blocks: BTreeMap<u32, Vec<Instruction>> = by_call
-        .iter()
-        .map(|(number, rules)| {
-            let block = rules.iter().flat_map(|r| checks(r, target)).chain([ret(default)]);
-            (*number, block.collect())
-        })
-        .collect();
-    // The first rule's call, which is made most, by itself; the others as a tree: the kernel walks the program for every
-    // number there is when it is installed, and that is most of what a filter costs a start.
-    let first = rules.first().and_then(|rule| u32::try_from(rule.number).ok());
-    if let Some((number, block)) = first.and_then(|n| blocks.get_key_value(&n)) {
-        one(*number, block, &mut code)?;
+    // The first rule's call, which is made most, by itself.
+    if let Some(place) = calls.iter().position(|(number, _)| Some(*number) == first) {
+        let (number, deed) = calls.remove(place);
+        layout::at(number, &deed, &mut code)?;
     }
-    let rest: Vec<(u32, &[Instruction])> =
-        blocks.iter().filter(|(n, _)| Some(**n) != first).map(|(n, b)| (*n, b.as_slice())).collect();
-    tree(&rest, ret(default), &mut code)?;
+    layout::tree(&calls, default, &mut code)?;
     (code.len() <= MAX_LEN).then_some(code)
 }
 
@@ -437,7 +437,61 @@ mod tests {
     fn what_the_kernel_would_refuse_is_none() {
         let target = Target { audit: 1, big_endian: false, foreign_bit: None };
         let rule = |i: i64| Rule { number: i, checks: vec![], answer: Answer::Allow };
-        assert!(compile(&(0..2000).map(rule).collect::<Vec<_>>(), Answer::Trap, target).is_none());
+        assert!(compile(&(0..4000).map(rule).collect::<Vec<_>>(), Answer::Trap, target).is_none());
         assert!(compile(&[rule(-1)], Answer::Trap, target).is_none());
+    }
+
+    #[test]
+    fn programs_decide_as_their_rules_do() {
+        // Few numbers and values, so that calls have several rules and arguments hit them.
+        let mut seed = 1u64;
+        let mut draw = |n: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % n
+        };
+        let target = Target { audit: 1, big_endian: false, foreign_bit: None };
+        for _ in 0..200 {
+            let rules: Vec<Rule> = (0..draw(120) + 1)
+                .map(|_| {
+                    let checks = (0..draw(3)).map(|_| {
+                        let (index, value) = (draw(2) as u8, draw(4) as u32);
+                        match draw(6) {
+                            0 => Check::Ne { index, value },
+                            1 => Check::Masked { index, mask: 2, value: value & 2 },
+                            2 => Check::Eq64 { index, value: u64::from(value) },
+                            _ => Check::Eq { index, value },
+                        }
+                    });
+                    let checks = checks.collect();
+                    let answer =
+                        [Answer::Allow, Answer::Allow, Answer::Log, Answer::Errno(5)][draw(4) as usize];
+                    Rule { number: draw(60) as i64, checks, answer }
+                })
+                .collect();
+            let code = compile(&rules, Answer::Trap, target).unwrap();
+            for number in 0..61 {
+                for (a, b) in (0..5).flat_map(|a| (0..5).map(move |b| (a, b))) {
+                    let args = [a, b, 0, 0, 0, 0];
+                    let fits = |r: &&Rule| r.number == number && r.checks.iter().all(|c| c.holds(&args));
+                    let want = rules.iter().find(fits).map_or(Answer::Trap, |r| r.answer);
+                    assert_eq!(run(&code, target, 1, number as u32, args), want.code(), "{number} {args:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn jumps_reach_over_long_blocks() {
+        let target = Target { audit: 1, big_endian: false, foreign_bit: None };
+        let eq = |value| vec![Check::Eq { index: 0, value }];
+        let mut rules: Vec<Rule> =
+            (0..600).map(|v| Rule { number: 5, checks: eq(v), answer: Answer::Allow }).collect();
+        rules.extend((0..40).map(|number| Rule { number, checks: eq(700), answer: Answer::Allow }));
+        let code = compile(&rules, Answer::Trap, target).unwrap();
+        for (number, arg) in (0..41).flat_map(|n| [0, 249, 250, 599, 600, 700].map(|a| (n, a))) {
+            let fits = |r: &Rule| r.number == i64::from(number) && r.checks[0].holds(&[arg; 6]);
+            let want = if rules.iter().any(fits) { libc::SECCOMP_RET_ALLOW } else { libc::SECCOMP_RET_TRAP };
+            assert_eq!(run(&code, target, 1, number, [arg; 6]), want, "{number} {arg}");
+        }
     }
 }

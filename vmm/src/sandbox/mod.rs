@@ -18,6 +18,7 @@ pub mod ceiling;
 mod compiled;
 pub mod handler;
 mod json;
+mod layout;
 pub mod names;
 pub mod table;
 
