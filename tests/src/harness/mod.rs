@@ -92,7 +92,7 @@ pub struct Process {
     child: Child,
     out: Arc<Mutex<Vec<u8>>>,
     err: Arc<Mutex<String>>,
-    reader: Option<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -107,7 +107,7 @@ impl Process {
         let (out, err) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let lines = Arc::clone(&out);
-        let reader = std::thread::spawn(move || {
+        let out_reader = std::thread::spawn(move || {
             let mut stdout = stdout.expect("piped");
             let mut chunk = [0; 4096];
             while let Ok(n @ 1..) = stdout.read(&mut chunk) {
@@ -115,14 +115,14 @@ impl Process {
             }
         });
         let text = Arc::clone(&err);
-        std::thread::spawn(move || {
+        let err_reader = std::thread::spawn(move || {
             let mut stderr = stderr.expect("piped");
             let mut chunk = [0; 1024];
             while let Ok(n @ 1..) = stderr.read(&mut chunk) {
                 text.lock().expect("not poisoned").push_str(&String::from_utf8_lossy(&chunk[..n]));
             }
         });
-        Process { child, out, err, reader: Some(reader) }
+        Process { child, out, err, readers: vec![out_reader, err_reader] }
     }
 
     /// Whole lines of standard output so far.
@@ -171,9 +171,7 @@ impl Process {
         loop {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {
                 // All that it said is to be seen from here on.
-                if let Some(reader) = self.reader.take() {
-                    let _ = reader.join();
-                }
+                self.readers.drain(..).for_each(|reader| drop(reader.join()));
                 return status.code();
             }
             assert!(Instant::now() < end, "it does not end; standard error: {}", self.err());

@@ -3,7 +3,7 @@
 use super::confine::Confine;
 use super::exit;
 use crate::plugin::trust::Pin;
-use crate::plugin::{Choice, Plugin, choose};
+use crate::plugin::{Choice, Plugin, choose, named};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,20 +24,38 @@ pub(super) struct Cpu {
 }
 
 impl Cpu {
-    /// Loads the plugin and settles the threads' filters.
+    fn pins(&self) -> Result<Vec<Pin>, (String, u8)> {
+        let pins = self.plugin_sha256.iter().map(|p| Pin::parse(p)).collect::<Result<_, _>>();
+        pins.map_err(|e| (e.to_string(), exit::ARGUMENTS))
+    }
+
+    /// Loads the plugin and settles the threads' filters. Whether it can be used here is [`Cpu::check`]'s to find.
     ///
     /// # Errors
     /// Text for the user, and the exit code.
     pub(super) fn load(&self) -> Result<Arc<Plugin>, (String, u8)> {
-        let pins = self.plugin_sha256.iter().map(|p| Pin::parse(p)).collect::<Result<Vec<_>, _>>();
-        let pins = pins.map_err(|e| (e.to_string(), exit::ARGUMENTS))?;
-        let plugin = choose(&self.backend, self.backend_dir.as_deref(), &pins)
-            .map_err(|e| (e.to_string(), exit::ERROR))?;
+        let pins = self.pins()?;
+        let dir = self.backend_dir.as_deref();
+        let plugin = match named(&self.backend, dir, &pins) {
+            Some(plugin) => plugin,
+            None => choose(&self.backend, dir, &pins).map_err(|e| (e, exit::ERROR))?,
+        };
         if self.backend == Choice::Auto {
             let d = plugin.descriptor();
             eprintln!("godwit: CPU backend {}: {}", d.name, d.summary);
         }
         self.confine.settle(&plugin).map_err(|e| (e, exit::ERROR))?;
         Ok(plugin)
+    }
+
+    /// Asks the plugin what it can do here, which takes KVM most of a millisecond: threads may start meanwhile.
+    ///
+    /// # Errors
+    /// It cannot be used: text for the user, and the exit code.
+    pub(super) fn check(&self, plugin: &Plugin) -> Result<(), (String, u8)> {
+        let Err(why) = plugin.probe() else { return Ok(()) };
+        // The one that chooses says it in full.
+        let told = choose(&self.backend, self.backend_dir.as_deref(), &self.pins()?).err();
+        Err((told.unwrap_or_else(|| format!("{}: {why}", plugin.path().display())), exit::ERROR))
     }
 }

@@ -10,7 +10,7 @@ use crate::config::{
 use crate::control::overrides::Replacement;
 use crate::control::{Control, receiving};
 use crate::migrate::{Address, Observer, Phase, Progress, Report};
-use crate::sandbox;
+use crate::sandbox::{self, Entering};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
@@ -139,6 +139,7 @@ impl Receive {
         let request = self.request();
         receiving::check(&request).map_err(|e| arguments(&e))?;
         let plugin = self.cpu.load().map_err(|(text, code)| fail(text, code))?;
+        self.cpu.check(&plugin).map_err(|(text, code)| fail(text, code))?;
         signals::block().map_err(|e| error(&e))?;
         let raw = terminal::Raw::enter().map_err(|e| error(&e))?;
         let mut control = Control::new(self.id.clone(), plugin, MachineSpec::default(), run::consoles());
@@ -147,7 +148,8 @@ impl Receive {
         let handle = control.handle();
         signals::watch(run::leave(handle.clone(), self.api_sock.clone())).map_err(|e| error(&e))?;
         let api = self.api_sock.as_ref().map(|path| run::Api::start(path, 51200, handle)).transpose();
-        let api = api.map_err(|e| error(&e))?;
+        let (api, entering) = api.map_err(|e| error(&e))?.unzip();
+        entering.map_or(Ok(()), Entering::wait).map_err(|e| error(&e))?;
         let json = self.json;
         let announce = move |progress: &Progress, report: &Report| {
             if json && progress.snapshot().phase == Phase::Done {

@@ -9,13 +9,14 @@ use crate::config::{self, MachineSpec};
 use crate::control::{Control, End, Handle};
 use crate::machine::{Console, HostOutput};
 use crate::migrate::Phase;
-use crate::sandbox;
+use crate::sandbox::{self, Entering};
 use crate::state::{MAJOR, MAX_CONTAINER, MINOR, Reader};
 use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -238,7 +239,7 @@ impl Common {
         let raw = terminal::Raw::enter().map_err(fatal(exit::ERROR))?;
         let mut control = Control::new(
             self.id.clone(),
-            plugin,
+            Arc::clone(&plugin),
             config.as_ref().map_or_else(MachineSpec::default, |c| c.spec()),
             consoles(),
         );
@@ -267,9 +268,14 @@ impl Common {
         let handle = control.handle();
         signals::watch(leave(handle.clone(), socket.map(Path::to_owned))).map_err(fatal(exit::ERROR))?;
         let api = socket.map(|path| Api::start(path, self.http_api_max_payload_size, handle)).transpose();
-        let api = api.map_err(fatal(exit::ERROR))?;
+        let (api, entering) = api.map_err(fatal(exit::ERROR))?.unzip();
+        self.cpu.check(&plugin).map_err(|(text, code)| Fatal(text, code))?;
         if config.is_some() {
+            // The start itself is something to do meanwhile.
+            entering.into_iter().for_each(|e| control.expect(e));
             control.start_now().map_err(fatal(exit::ERROR))?;
+        } else {
+            entering.map_or(Ok(()), Entering::wait).map_err(fatal(exit::ERROR))?;
         }
         let end = control.run();
         drop(api);
@@ -342,17 +348,22 @@ pub(super) struct Api {
 }
 
 impl Api {
-    /// Serves `path` from now on.
+    /// Serves `path` from now on; with it, what to wait at until its thread is bound by its filter.
     ///
     /// # Errors
     /// Text for the user.
-    pub(super) fn start(path: &Path, max_body: usize, handle: Handle) -> Result<Self, String> {
+    pub(super) fn start(path: &Path, max_body: usize, handle: Handle) -> Result<(Self, Entering), String> {
         let listener = UnixListener::bind(path).map_err(|e| not_made(path, &e))?;
         Self::serve(listener, path, max_body, handle)
             .map_err(|e| format!("API socket {}: {e}", path.display()))
     }
 
-    fn serve(listener: UnixListener, path: &Path, max_body: usize, handle: Handle) -> io::Result<Self> {
+    fn serve(
+        listener: UnixListener,
+        path: &Path,
+        max_body: usize,
+        handle: Handle,
+    ) -> io::Result<(Self, Entering)> {
         let stop = EventFd::new(libc::EFD_CLOEXEC)?;
         let router = Router::new(handle);
         let mut server = Server::new(listener, stop.try_clone()?, max_body, router)?;
@@ -365,8 +376,7 @@ impl Api {
             }
         };
         let thread = std::thread::Builder::new().name("api".into()).spawn(serve)?;
-        entering.wait().map_err(io::Error::other)?;
-        Ok(Api { path: path.into(), stop, thread: Some(thread) })
+        Ok((Api { path: path.into(), stop, thread: Some(thread) }, entering))
     }
 }
 

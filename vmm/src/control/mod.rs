@@ -35,7 +35,7 @@ use crate::machine::{BootSource, Console, Event, HostOutput, Machine, Spec};
 use crate::memory::ram::Backing;
 use crate::mmds::Service;
 use crate::plugin::Plugin;
-use crate::sandbox;
+use crate::sandbox::{self, Entering};
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::stats::Counted;
 use handle::Message;
@@ -97,6 +97,8 @@ pub struct Control {
     /// After the machine: its memory may need it until the end.
     served: Option<snapshot::Served>,
     stage: Stage,
+    /// A thread that was started before, until it is known to be bound by its filter.
+    entering: Option<Entering>,
     handle: Handle,
     inbox: Receiver<Message>,
 }
@@ -132,6 +134,7 @@ impl Control {
             waits_at: None,
             served: None,
             stage: Stage::NotStarted,
+            entering: None,
             handle,
             inbox,
         }
@@ -140,6 +143,11 @@ impl Control {
     /// What `PUT /logger` does.
     pub fn on_logger(&mut self, set_log: LogSetter) {
         self.set_log = set_log;
+    }
+
+    /// A thread that must be bound by its filter before a guest runs.
+    pub fn expect(&mut self, entering: Entering) {
+        self.entering = Some(entering);
     }
 
     /// Has the log say how long a guest takes to boot (`--boot-timer`).
@@ -428,6 +436,13 @@ impl Control {
         }
     }
 
+    /// See [`confine`]; no guest runs before the API's thread is bound too.
+    fn confine(&mut self) -> Result<(), Denied> {
+        let entered = self.entering.take().map_or(Ok(()), Entering::wait);
+        entered.map_err(|e| Denied::Failed(e.to_string()))?;
+        confine()
+    }
+
     fn machine(&mut self) -> Result<&mut Machine, Denied> {
         self.machine.as_mut().ok_or(Denied::Failed("there is no machine".into()))
     }
@@ -479,7 +494,7 @@ impl Control {
         if self.config.machine.track_dirty_pages {
             machine.start_dirty_log().map_err(failed)?;
         }
-        confine()?;
+        self.confine()?;
         machine.resume(0).map_err(failed)?;
         self.machine = Some(machine);
         self.stage = Stage::Running;

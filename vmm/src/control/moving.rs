@@ -542,6 +542,7 @@ impl Target for Filling {
             return Err("the state is of another machine than the one that was offered".into());
         }
         self.machine.restore(&sections)?;
+        self.machine.bound()?;
         self.disks.finish()
     }
 

@@ -3,7 +3,7 @@
 
 use super::moving::{describe, described, header, put_back};
 use super::overrides::Overrides;
-use super::{Control, Denied, confine, spec, unconfined};
+use super::{Control, Denied, spec, unconfined};
 use crate::config::{MachineSpec, MemBackendType, SnapshotCreate, SnapshotLoad, SnapshotType};
 use crate::machine::Machine;
 use crate::memory::ram::{Backing, layout};
@@ -137,7 +137,7 @@ impl Control {
         if config.machine.track_dirty_pages {
             machine.start_dirty_log().map_err(failed)?;
         }
-        confine()?;
+        self.confine()?;
         if request.resume_vm {
             let advance_ns = if request.clock_realtime { since(clock.realtime_ns) } else { 0 };
             machine.resume(advance_ns).map_err(failed)?;

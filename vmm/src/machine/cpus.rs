@@ -2,7 +2,7 @@
 
 use super::{Event, EventSink, MachineError};
 use crate::plugin::{BackendVcpu, BackendVm, Exit, Kicker};
-use crate::sandbox::{Entry, Kind};
+use crate::sandbox::{Entering, Entry, Kind, SandboxError};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
 use std::thread::JoinHandle;
@@ -38,6 +38,9 @@ pub(super) struct Gate {
     throttle: AtomicU8,
     /// Taken away at the end: they hold the VM, which holds the devices, whose power switch holds this gate.
     kickers: RwLock<Vec<Kicker>>,
+    /// The machine's threads, until it is known whether they are bound by their filters.
+    entering: Mutex<Option<Entering>>,
+    bound: OnceLock<Result<(), Arc<SandboxError>>>,
 }
 
 impl Gate {
@@ -60,6 +63,23 @@ impl Gate {
     pub(super) fn close(&self) {
         self.set(false);
         self.kick();
+    }
+
+    /// The threads for which [`Gate::bound`] waits. Before the gate is first opened.
+    pub(super) fn expect(&self, entering: Entering) {
+        *self.entering.lock().unwrap_or_else(|e| e.into_inner()) = Some(entering);
+    }
+
+    /// Returns when all of the machine's threads are bound by their filters.
+    ///
+    /// # Errors
+    /// One could not be.
+    pub(super) fn bound(&self) -> Result<(), Arc<SandboxError>> {
+        let wait = || {
+            let entering = self.entering.lock().unwrap_or_else(|e| e.into_inner()).take();
+            entering.map_or(Ok(()), |e| e.wait().map_err(Arc::new))
+        };
+        self.bound.get_or_init(wait).clone()
     }
 
     /// Parks until opened; false: the machine ends.
@@ -120,6 +140,13 @@ pub(super) fn kick_signal() -> u32 {
 
 fn run(id: u32, gate: &Gate, vcpu: &Mutex<BackendVcpu>, events: &EventSink) {
     while gate.wait() {
+        // No guest instruction before all threads have their filters. Waited for here and not by whoever opens the gate: a
+        // start has one turn fewer of threads that wait for each other.
+        if let Err(why) = gate.bound() {
+            gate.close();
+            events(Event::Failed { vcpu: id, reason: why.to_string() });
+            continue;
+        }
         let mut vcpu = vcpu.lock().unwrap_or_else(|e| e.into_inner());
         while gate.open.load(Ordering::SeqCst) {
             let event = match vcpu.run() {
@@ -157,7 +184,6 @@ impl Cpus {
             let thread = std::thread::Builder::new()
                 .name(name.clone())
                 .spawn(move || {
-                    // No guest instruction without its filter.
                     if entry.enter(Kind::Vcpu, &name) {
                         run(id, &gate, &theirs, &events);
                     }
@@ -175,6 +201,11 @@ impl Cpus {
 
     pub(super) fn len(&self) -> usize {
         self.cpus.len()
+    }
+
+    /// See [`Gate::bound`].
+    pub(super) fn bound(&self) -> Result<(), Arc<SandboxError>> {
+        self.gate.bound()
     }
 
     pub(super) fn resume(&self) {
@@ -230,5 +261,32 @@ impl Drop for Cpus {
             let _ = thread.join();
         }
         drop(std::mem::take(&mut *self.gate.kickers.write().unwrap_or_else(|e| e.into_inner())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn no_guest_runs_before_the_last_thread_is_bound() {
+        let (entry, entering) = crate::sandbox::entering();
+        let gate = Gate::default();
+        gate.expect(entering);
+        let late = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let vcpus = [(); 2].map(|()| {
+                threads.spawn(|| {
+                    gate.bound().unwrap();
+                    assert!(late.load(Ordering::SeqCst));
+                })
+            });
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(vcpus.iter().all(|v| !v.is_finished()));
+            late.store(true, Ordering::SeqCst);
+            assert!(entry.enter(Kind::Device, "test"));
+        });
+        gate.bound().unwrap();
     }
 }

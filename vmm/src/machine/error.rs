@@ -87,7 +87,7 @@ pub enum MachineError {
     Busy(#[from] crate::virtio::slots::Busy),
     /// A thread got no filter.
     #[error(transparent)]
-    Sandbox(#[from] crate::sandbox::SandboxError),
+    Sandbox(#[from] std::sync::Arc<crate::sandbox::SandboxError>),
     /// The host refused something.
     #[error("{what}: {source}")]
     Host {

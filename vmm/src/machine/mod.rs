@@ -35,7 +35,7 @@ use crate::board::clock::BoardClock;
 use crate::memory::ram::{self, Backing};
 use crate::memory::{GuestRam, PAGE_SIZE};
 use crate::plugin::{BackendVm, Plugin, Probe, VmConfig};
-use crate::sandbox::{self, Entering};
+use crate::sandbox;
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::stats::Counted;
 use cpus::Cpus;
@@ -126,8 +126,6 @@ pub struct Machine {
     ram: GuestRam,
     shape: Shape,
     state: RunState,
-    /// Its threads, until they are known to be bound by their filters.
-    entering: Option<Entering>,
 }
 
 /// The model to take where none is named: the best portable one.
@@ -182,6 +180,7 @@ impl Machine {
             wiring::observe(region, &vm);
         }
         devices.connect(&vm)?;
+        gate.expect(entering);
         let cpus = Cpus::start(&vm, spec.vcpus, gate, events, &entry)?;
         let regions: Vec<_> = ram.iter().map(|r| (r.start_addr().0, r.len())).collect();
         debug_assert!(regions.iter().all(|(gpa, len)| (gpa | len).is_multiple_of(PAGE_SIZE)));
@@ -189,8 +188,7 @@ impl Machine {
         let features = named.or(probe.host_features);
         let mut shape = Shape { vcpus: spec.vcpus, regions, model, features, tsc_khz: 0 };
         shape.tsc_khz = sections::tsc_khz(&vm)?;
-        let entering = Some(entering);
-        Ok(Machine { cpus, devices, vm, clock, ram, shape, state: RunState::Paused, entering })
+        Ok(Machine { cpus, devices, vm, clock, ram, shape, state: RunState::Paused })
     }
 
     /// Loads a kernel and points vCPU 0 at it. Only for a machine that has not run.
@@ -218,13 +216,10 @@ impl Machine {
     /// Runs the guest, its time `advance_ns` later than when it was stopped. Nothing if it runs.
     ///
     /// # Errors
-    /// A thread could not be bound by its filter, or the backend not start its clock; the machine stays paused.
+    /// The backend could not start its clock; the machine stays paused.
     pub fn resume(&mut self, advance_ns: u64) -> Result<(), MachineError> {
         if self.state == RunState::Running {
             return Ok(());
-        }
-        if let Some(entering) = self.entering.take() {
-            entering.wait()?;
         }
         self.vm.start_clock(advance_ns)?;
         self.clock.start(advance_ns);
@@ -232,6 +227,15 @@ impl Machine {
         self.cpus.resume();
         self.state = RunState::Running;
         Ok(())
+    }
+
+    /// Returns when all threads are bound by their filters. A guest that is resumed waits for that by itself; this is for
+    /// whoever must know before.
+    ///
+    /// # Errors
+    /// One could not be bound.
+    pub fn bound(&self) -> Result<(), MachineError> {
+        Ok(self.cpus.bound()?)
     }
 
     /// Stops the guest with nothing in flight. Nothing if it is paused.

@@ -135,6 +135,24 @@ pub fn candidates(dir: Option<&Path>, pins: &[Pin]) -> Vec<Candidate> {
     linked().into_iter().chain(loaded).map(Candidate::probed).collect()
 }
 
+/// The backend that the user asked for by name or path, if the first file that may be it is: loaded, and not asked what it
+/// can do here. `None`: see [`choose`].
+pub fn named(choice: &Choice, dir: Option<&Path>, pins: &[Pin]) -> Option<Arc<Plugin>> {
+    match choice {
+        Choice::Auto => None,
+        Choice::Path(path) => Plugin::load(&std::path::absolute(path).ok()?, pins).ok(),
+        Choice::Name(name) => {
+            let file = format!("{PREFIX}{name}{SUFFIX}");
+            let is = |plugin: &Arc<Plugin>| plugin.descriptor().name == *name;
+            let linked = linked().into_iter().find_map(|c| c.plugin.ok().filter(is));
+            linked.or_else(|| {
+                let path = files(dir).into_iter().find(|p| p.file_name().is_some_and(|n| *n == *file))?;
+                Plugin::load(&path, pins).ok().filter(is)
+            })
+        }
+    }
+}
+
 /// The backend that the user asked for; an error says what was found and why it will not do.
 ///
 /// # Errors

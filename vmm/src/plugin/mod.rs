@@ -16,7 +16,7 @@ mod load;
 pub mod trust;
 mod vm;
 
-pub use discover::{Candidate, Choice, candidates, choose};
+pub use discover::{Candidate, Choice, candidates, choose, named};
 pub use host::Host;
 pub use load::{Descriptor, Plugin, PluginError, Probe};
 pub use vm::{BackendError, BackendVcpu, BackendVm, Exit, Kicker, MsiRoute, VmConfig, WeakVm};

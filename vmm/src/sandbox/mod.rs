@@ -211,12 +211,13 @@ pub fn prepare(log: Option<i32>) -> io::Result<()> {
         // SAFETY: no other thread is there to read the environment.
         unsafe { std::env::remove_var(name) };
     }
-    // A fixed number of heaps: the C library need not count processors at some thread's first allocation. And none is cut
-    // shorter: the library would read the kernel's overcommit setting first.
+    // One heap: the C library need not count processors at some thread's first allocation, nor make a heap for each thread,
+    // which would cost every start four calls and some pages a thread. And it is not cut shorter: the library would read the
+    // kernel's overcommit setting first.
     #[cfg(target_env = "gnu")]
     // SAFETY: two numbers, before there is another thread.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 4);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
     // The auxiliary vector, where they find the vDSO: read once, now, and not by whoever comes first.
@@ -295,20 +296,15 @@ pub fn may_set_terminal() -> bool {
 }
 
 fn rules(kind: Kind, needs: &BackendNeeds) -> Vec<Rule> {
+    // The backend's first: KVM_RUN is the most frequent of all.
+    let mut all = needs.rules(kind).to_vec();
     let own = table::TABLE.iter().filter(|r| kind.rows().iter().any(|k| r.kinds.contains(k)));
     let own = own
         .flat_map(|r| r.numbers().map(|number| Rule { number, checks: r.checks.to_vec(), answer: r.answer }));
-    let backend = needs.rules(kind);
+    all.extend(own.filter(|rule| !needs.rules(kind).contains(rule)));
     let own_process = bpf::Check::Eq { index: 0, value: std::process::id() };
-    // The backend's first: KVM_RUN is the most frequent of all.
-    let mut all: Vec<Rule> = Vec::new();
-    for mut rule in backend.iter().cloned().chain(own) {
-        if rule.number == libc::SYS_tgkill {
-            rule.checks.push(own_process);
-        }
-        if !all.contains(&rule) {
-            all.push(rule);
-        }
+    for rule in all.iter_mut().filter(|rule| rule.number == libc::SYS_tgkill) {
+        rule.checks.push(own_process);
     }
     all
 }

@@ -1,5 +1,7 @@
 //! Names of system calls: for the table, for `--seccomp-filter` and for the message that names an offender.
 
+use std::cmp::Ordering;
+
 macro_rules! names {
     ($($name:ident = $number:ident,)*) => {
         /// Calls that every Linux has under these names, in alphabetical order; the others follow.
@@ -297,11 +299,48 @@ const OWN: &[(&str, i64)] = &[];
 
 /// The number of a call on this architecture; none if it has no such call.
 #[must_use]
-pub fn number(name: &str) -> Option<i64> {
-    if let Ok(at) = NAMES.binary_search_by(|(n, _)| (*n).cmp(name)) {
-        return Some(NAMES[at].1);
+pub const fn number(name: &str) -> Option<i64> {
+    let (mut low, mut high) = (0, NAMES.len());
+    while low < high {
+        let middle = (low + high) / 2;
+        match order(NAMES[middle].0, name) {
+            Ordering::Less => low = middle + 1,
+            Ordering::Equal => return Some(NAMES[middle].1),
+            Ordering::Greater => high = middle,
+        }
     }
-    OLDER.iter().chain(OWN).find(|(n, _)| *n == name).map(|(_, number)| *number)
+    let (older, own) = (find(OLDER, name), find(OWN, name));
+    if older.is_some() { older } else { own }
+}
+
+const fn find(list: &[(&str, i64)], name: &str) -> Option<i64> {
+    let mut at = 0;
+    while at < list.len() {
+        if let Ordering::Equal = order(list[at].0, name) {
+            return Some(list[at].1);
+        }
+        at += 1;
+    }
+    None
+}
+
+/// As `cmp`, at compile time.
+const fn order(a: &str, b: &str) -> Ordering {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut at = 0;
+    while at < a.len() && at < b.len() {
+        if a[at] != b[at] {
+            return if a[at] < b[at] { Ordering::Less } else { Ordering::Greater };
+        }
+        at += 1;
+    }
+    if a.len() < b.len() {
+        Ordering::Less
+    } else if a.len() == b.len() {
+        Ordering::Equal
+    } else {
+        Ordering::Greater
+    }
 }
 
 /// The name of a call; allocates nothing, so that a signal handler may use it.

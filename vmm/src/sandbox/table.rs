@@ -12,6 +12,8 @@ use super::names;
 pub struct Row {
     /// Name of the system call. A host that has no such call leaves the row out.
     pub call: &'static str,
+    /// Its number on this host; none if the host has no such call, or the C library takes an older one.
+    pub number: Option<i64>,
     /// Who may make it.
     pub kinds: &'static [Kind],
     /// Conditions on its arguments, which must all hold.
@@ -32,18 +34,21 @@ impl Row {
         Row { kept, because, ..self }
     }
 
-    /// Its numbers on this host: none if the host has no such call.
+    /// [`Row::number`], for whoever goes through many.
     pub fn numbers(&self) -> impl Iterator<Item = i64> {
-        // The C library takes the older form where there is one.
-        let older = match self.call {
-            "epoll_pwait" => Some("epoll_wait"),
-            "unlinkat" => Some("unlink"),
-            "renameat" | "renameat2" => Some("rename"),
-            _ => None,
-        };
-        let replaced = older.is_some_and(|older| names::number(older).is_some());
-        names::number(self.call).filter(|_| !replaced).into_iter()
+        self.number.into_iter()
     }
+}
+
+/// The number that the C library calls it by. Known when this is compiled: to look names up would take every thread's start a while.
+const fn number(call: &str) -> Option<i64> {
+    let older = match call.as_bytes() {
+        b"epoll_pwait" => names::number("epoll_wait"),
+        b"unlinkat" => names::number("unlink"),
+        b"renameat" | b"renameat2" => names::number("rename"),
+        _ => None,
+    };
+    if older.is_some() { None } else { names::number(call) }
 }
 
 use Kind::{Api as A, Control as C, Device as D, Migrate as M, Receive as R, Signals as S, Vcpu as V};
@@ -55,7 +60,8 @@ const fn row(
     checks: &'static [Check],
     caller: &'static str,
 ) -> Row {
-    Row { call, kinds, checks, answer: Answer::Allow, caller, kept: &[], because: "" }
+    let number = number(call);
+    Row { call, number, kinds, checks, answer: Answer::Allow, caller, kept: &[], because: "" }
 }
 
 const fn eq(index: u8, value: i64) -> Check {
@@ -225,7 +231,7 @@ pub const TABLE: &[Row] = &[
         .kept(&[A, D, S], ALLOCATOR),
     row("munmap", ALL, &[], "allocator, thread stacks, guest memory").kept(&[S], ALLOCATOR),
     row("mremap", ALL, &[], "allocator: a large vector grows").kept(ALL, ALLOCATOR),
-    row("mprotect", ALL, NO_EXEC, "allocator, thread stacks; never executable").kept(&[C, D, S], ALLOCATOR),
+    row("mprotect", ALL, NO_EXEC, "allocator, thread stacks; never executable").kept(ALL, ALLOCATOR),
     row("madvise", ALL, &[], "thread stacks, balloon, guest memory").kept(&[C, S], ALLOCATOR),
     row("brk", ALL, &[], "allocator").kept(&[A, D, M, S], ALLOCATOR),
     row("sched_yield", ALL, &[], "std: channels")
@@ -279,6 +285,7 @@ pub const TABLE: &[Row] = &[
     .kept(&[M, R], THREADS),
     Row {
         call: "clone3",
+        number: number("clone3"),
         kinds: &[C, M],
         checks: &[],
         answer: Answer::Errno(libc::ENOSYS as u16),
