@@ -6,6 +6,7 @@
 use super::Kind;
 use super::bpf::{Answer, Check, Rule};
 use super::names;
+use super::table;
 
 /// A wish that no plugin is granted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -147,6 +148,7 @@ fn granted<'a>(calls: impl IntoIterator<Item = &'a str>, ioctls: &[u64]) -> Resu
             .ok_or_else(|| CeilingError::Call(call.to_owned()))?;
         // A host without the call cannot make it.
         if let Some(number) = names::number(call) {
+            let checks = if table::ARGUMENTS_IN_MEMORY.contains(&call) { &[] } else { *checks };
             rules.push(Rule { number, checks: checks.to_vec(), answer: Answer::Allow });
         }
     }
@@ -194,6 +196,7 @@ mod tests {
         let needs = BackendNeeds::new(["futex", "ioctl", "mmap"], &[0xae80, 0x8090_ae81]).unwrap();
         assert_eq!(needs.rules(Kind::Vcpu).len(), 4);
         assert_eq!(needs.rules(Kind::Vcpu)[0].checks, [Check::Eq { index: 1, value: 0xae80 }]);
-        assert_eq!(needs.rules(Kind::Vcpu)[3].checks, NO_EXEC);
+        let seen = !table::ARGUMENTS_IN_MEMORY.contains(&"mmap");
+        assert_eq!(needs.rules(Kind::Vcpu)[3].checks, if seen { NO_EXEC } else { &[] });
     }
 }

@@ -279,9 +279,16 @@ const OWN: &[(&str, i64)] = &[
     ("modify_ldt", libc::SYS_modify_ldt),
     ("time", libc::SYS_time),
 ];
-#[cfg(any(target_arch = "aarch64", target_arch = "s390x", target_arch = "powerpc64"))]
+#[cfg(any(target_arch = "aarch64", target_arch = "powerpc64"))]
 const OWN: &[(&str, i64)] =
     &[("fstat", libc::SYS_fstat), ("newfstatat", libc::SYS_newfstatat), ("renameat", libc::SYS_renameat)];
+#[cfg(target_arch = "s390x")]
+const OWN: &[(&str, i64)] = &[
+    ("fstat", libc::SYS_fstat),
+    ("newfstatat", libc::SYS_newfstatat),
+    ("renameat", libc::SYS_renameat),
+    ("socketcall", libc::SYS_socketcall),
+];
 #[cfg(target_arch = "riscv64")]
 const OWN: &[(&str, i64)] = &[("fstat", libc::SYS_fstat), ("newfstatat", libc::SYS_newfstatat)];
 #[cfg(target_arch = "sparc64")]

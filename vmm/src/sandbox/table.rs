@@ -4,8 +4,9 @@
 //! the caller that was seen making the call; take it away with its last caller.
 
 use super::Kind;
-use super::bpf::{Answer, Check};
+use super::bpf::{Answer, Check, Rule};
 use super::names;
+use rustix::ioctl::{Direction, opcode};
 
 /// A permission.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,48 @@ impl Row {
     pub fn numbers(&self) -> impl Iterator<Item = i64> {
         self.number.into_iter()
     }
+
+    /// What it comes to on this host.
+    pub fn rules(&self) -> impl Iterator<Item = Rule> {
+        let rule = |number, checks: &[Check]| Rule { number, checks: checks.to_vec(), answer: self.answer };
+        let checks = if ARGUMENTS_IN_MEMORY.contains(&self.call) { &[] } else { self.checks };
+        let own = self.numbers().map(move |number| rule(number, checks));
+        let inside = SOCKETCALL.iter().filter(|(call, _)| *call == self.call).flat_map(|(_, ops)| *ops);
+        let inside = inside.filter_map(move |op| Some(rule(names::number("socketcall")?, &[eq(0, *op)])));
+        own.chain(inside)
+    }
+}
+
+/// Calls whose arguments a filter cannot see, since the kernel is given the address of them: they have no conditions.
+pub(super) const ARGUMENTS_IN_MEMORY: &[&str] = if cfg!(target_arch = "s390x") { &["mmap"] } else { &[] };
+
+/// Calls that glibc makes through `socketcall`, with their numbers there (linux/net.h) and, so, without conditions of their own.
+pub(super) const SOCKETCALL: &[(&str, &[i64])] = if cfg!(target_arch = "s390x") {
+    &[
+        ("socket", &[1]),
+        ("bind", &[2]),
+        ("connect", &[3]),
+        ("listen", &[4]),
+        ("getsockname", &[6]),
+        ("getpeername", &[7]),
+        // send, sendto
+        ("sendto", &[9, 11]),
+        // recv, recvfrom
+        ("recvfrom", &[10, 12]),
+        ("shutdown", &[13]),
+        ("setsockopt", &[14]),
+        ("getsockopt", &[15]),
+        ("sendmsg", &[16]),
+        ("recvmsg", &[17]),
+        ("accept4", &[18]),
+    ]
+} else {
+    &[]
+};
+
+/// A request of userfaultfd: its encoding differs between hosts.
+const fn uffd(direction: Direction, number: u8, bytes: usize) -> Check {
+    eq(1, opcode::from_components(direction, 0xaa, number, bytes) as i64)
 }
 
 /// The number that the C library calls it by. Known when this is compiled: to look names up would take every thread's start a while.
@@ -197,12 +240,16 @@ pub const TABLE: &[Row] = &[
         "drives changed by the API, snapshot files",
     ),
     row("fcntl", &[M], &[eq(1, libc::F_GET_SEALS as i64)], "guest memory handed over: may it still be cut"),
-    row("ioctl", &[R], &[eq(1, 0xaa00)], "postcopy: USERFAULTFD_IOC_NEW").kept(&[R], POSTCOPY),
-    row("ioctl", &[R], &[eq(1, 0xc020_aa00)], "postcopy: UFFDIO_REGISTER").kept(&[R], POSTCOPY),
-    row("ioctl", &[M, R], &[eq(1, 0x8010_aa01)], "postcopy: UFFDIO_UNREGISTER").kept(&[M, R], POSTCOPY),
-    row("ioctl", &[M, R], &[eq(1, 0xc028_aa03)], "postcopy: UFFDIO_COPY").kept(&[M, R], POSTCOPY),
-    row("ioctl", &[M, R], &[eq(1, 0xc020_aa04)], "postcopy: UFFDIO_ZEROPAGE").kept(&[M, R], POSTCOPY),
-    row("ioctl", &[R], &[eq(1, 0xc018_aa3f)], "postcopy: UFFDIO_API").kept(&[R], POSTCOPY),
+    row("ioctl", &[R], &[uffd(Direction::None, 0, 0)], "postcopy: USERFAULTFD_IOC_NEW").kept(&[R], POSTCOPY),
+    row("ioctl", &[R], &[uffd(Direction::ReadWrite, 0, 32)], "postcopy: UFFDIO_REGISTER")
+        .kept(&[R], POSTCOPY),
+    row("ioctl", &[M, R], &[uffd(Direction::Read, 1, 16)], "postcopy: UFFDIO_UNREGISTER")
+        .kept(&[M, R], POSTCOPY),
+    row("ioctl", &[M, R], &[uffd(Direction::ReadWrite, 3, 40)], "postcopy: UFFDIO_COPY")
+        .kept(&[M, R], POSTCOPY),
+    row("ioctl", &[M, R], &[uffd(Direction::ReadWrite, 4, 32)], "postcopy: UFFDIO_ZEROPAGE")
+        .kept(&[M, R], POSTCOPY),
+    row("ioctl", &[R], &[uffd(Direction::ReadWrite, 0x3f, 24)], "postcopy: UFFDIO_API").kept(&[R], POSTCOPY),
     row(
         "fcntl",
         &[M],
@@ -302,3 +349,22 @@ pub const TABLE: &[Row] = &[
 
 /// s390x alone has the stack first.
 const CLONE_FLAGS: u8 = if cfg!(target_arch = "s390x") { 1 } else { 0 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_those_of_the_hosts_kernel() {
+        // As linux/userfaultfd.h comes out by asm/ioctl.h: UFFDIO_REGISTER, UFFDIO_UNREGISTER, USERFAULTFD_IOC_NEW.
+        let wanted = if cfg!(any(target_arch = "powerpc64", target_arch = "sparc64")) {
+            [0xc020_aa00, 0x4010_aa01, 0x2000_aa00]
+        } else {
+            [0xc020_aa00, 0x8010_aa01, 0xaa00]
+        };
+        for value in wanted {
+            let check = Check::Eq { index: 1, value };
+            assert!(TABLE.iter().any(|r| r.call == "ioctl" && r.checks.contains(&check)), "{value:#x}");
+        }
+    }
+}

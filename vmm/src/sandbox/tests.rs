@@ -64,12 +64,13 @@ fn attempt(kind: Kind, what: &str) -> Output {
 
 /// Whether this kernel takes filters at all; qemu-user does not.
 fn available(test: &str) -> bool {
-    let out = attempt(Kind::Vcpu, "nothing");
-    if out.status.code() != Some(77) {
-        eprintln!("SKIPPED {test}: no seccomp filters here: {}", String::from_utf8_lossy(&out.stderr));
-        return false;
+    match super::available() {
+        Ok(()) => true,
+        Err(why) => {
+            println!("SKIPPED {test}: {why}");
+            false
+        }
     }
-    true
 }
 
 #[test]
@@ -80,10 +81,19 @@ fn each_forbidden_call_ends_the_process_and_is_named() {
     let all = ["execve", "socket", "ptrace", "kill", "ioctl", "mprotect", "mmap", "prctl"];
     for kind in [Kind::Vcpu, Kind::Device, Kind::Api, Kind::Control, Kind::Migrate] {
         for what in all {
+            let in_call = table::SOCKETCALL.iter().any(|(call, _)| *call == what);
+            let granted = table::TABLE.iter().any(|r| r.call == what && r.kinds.contains(&kind));
+            if table::ARGUMENTS_IN_MEMORY.contains(&what) || in_call && granted {
+                println!(
+                    "SKIPPED forbidden {what} of {kind:?}: this host's filters do not see its arguments"
+                );
+                continue;
+            }
             let out = attempt(kind, what);
             let text = String::from_utf8_lossy(&out.stderr).into_owned();
+            let made = if in_call && text.contains("socketcall") { "socketcall" } else { what };
             let wanted = format!(
-                "the {} thread \"offender\" made the forbidden system call {what} (number ",
+                "the {} thread \"offender\" made the forbidden system call {made} (number ",
                 kind.name()
             );
             assert_eq!(out.status.code(), Some(handler::EXIT_BAD_SYSCALL), "{kind:?} {what}: {text}");
