@@ -16,6 +16,7 @@ fn with_devices(stage: &Stage, backend: &str) -> Process {
     spec["drives"] =
         json!([{"drive_id": "data", "path_on_host": stage.text("disk"), "is_root_device": false}]);
     spec["network-interfaces"] = json!([{"iface_id": "eth0", "passt_socket": stage.text("passt")}]);
+    spec["machine-config"]["vcpu_count"] = json!(2);
     spec["vsock"] = json!({"guest_cid": 3, "uds_path": stage.text("vsock")});
     std::fs::write(&config, spec.to_string()).unwrap();
     let (config, api) = (config.to_str().unwrap().to_owned(), stage.text("s.api"));
@@ -83,6 +84,46 @@ fn what_is_gone_at_the_destination_is_named_and_the_guest_goes_on() {
         source.wait_exit();
         receiver.wait_lines(3).unwrap();
         check_lines(&[source.text(), receiver.text()]);
+    }
+}
+
+/// A receiver takes what its operator allows, of memory, processors, devices and files, and says at both ends what it does not.
+#[test]
+fn what_the_receiver_does_not_allow_stays_where_it_is() {
+    let test = "what_the_receiver_does_not_allow_stays_where_it_is";
+    let Some(stage) = Stage::set(test, &["interp"]) else { return };
+    let _passt = UnixListener::bind(stage.scratch.path("passt")).unwrap();
+    let mut source = with_devices(&stage, "interp");
+    let (there, elsewhere, disk) = (stage.text("there"), stage.text("elsewhere"), stage.text("disk"));
+    std::fs::create_dir(&elsewhere).unwrap();
+    let own = ["--vsock-uds", &there];
+    let passt = format!("eth0={}", stage.text("passt"));
+    let cases: [(&str, &[&str], &[&str]); 5] = [
+        ("memory", &["--max-memory-mib", "32"], &["64 MiB", "at most 32 MiB"]),
+        ("vcpus", &["--max-vcpus", "1"], &["2 vCPUs, at most 1"]),
+        ("devices", &["--allow-device", "virtio.block"], &["device eth0 (virtio.net)", "device vsock"]),
+        ("paths", &["--allow-path", &elsewhere, "--passt", &passt], &["drive data", &disk, "--allow-path"]),
+        (
+            "sockets",
+            &["--allow-path", &elsewhere, "--drive", &format!("data={disk}")],
+            &["eth0", "--allow-path"],
+        ),
+    ];
+    for (name, told, words) in cases {
+        let (socket, api) = (format!("to-{name}"), format!("{name}.api"));
+        let mut receiver = stage.receiver("interp", &socket, &api, &[told, &own].concat(), "");
+        let moved = stage.migrate("s.api", &socket, &[]);
+        assert_eq!(
+            (moved.status.code(), receiver.wait_exit()),
+            (Some(3), Some(3)),
+            "{name}: {}",
+            said(&moved)
+        );
+        for text in [said(&moved), receiver.err()] {
+            assert!(words.iter().all(|word| text.contains(word)), "{name}: {words:?}: {text}");
+        }
+        assert!(receiver.text().is_empty(), "{name}: the guest ran");
+        goes_on(&mut source);
     }
 }
 
