@@ -193,7 +193,7 @@ impl<B: Builder> Greeted<B> {
             return Ok(Prepared::Memory(Lent { target, link, progress, report, deed }));
         }
         let all = [offer.regions, target.volumes()].concat();
-        let intake = Intake::new(target.memory(), &all);
+        let mut intake = Intake::new(target.memory(), &all);
         let absent = intake.none();
         let streams = match (joins, &door) {
             (Some(token), Some(door)) => {
@@ -205,6 +205,9 @@ impl<B: Builder> Greeted<B> {
             }
             _ => None,
         };
+        if streams.is_none() {
+            intake.write_aside();
+        }
         let door = door.filter(|_| granted.is_some());
         Ok(Prepared::Pages(Receiving {
             target,
@@ -422,6 +425,7 @@ impl<T: Target> Receiving<T> {
                     if frame.payload != round.to_le_bytes() {
                         return Err(MigrateError::Frame(format!("the end of another round than {round}")));
                     }
+                    self.intake.settle()?;
                     self.streams.iter().try_for_each(|s| s.end_round(round, self.link.idle()))?;
                     self.link.at(Step::Round);
                     self.link.send(Kind::RoundAck, &round.to_le_bytes(), "acknowledging a round")?;
@@ -433,6 +437,7 @@ impl<T: Target> Receiving<T> {
                     self.link.at(Step::State);
                 }
                 Kind::Finish => {
+                    self.intake.settle()?;
                     self.streams.iter().try_for_each(|s| s.finish(self.link.idle()))?;
                     self.link.at(Step::Finish);
                     let Some(blob) = blob else { return Err(unexpected(Kind::Finish, "the state")) };
@@ -447,6 +452,7 @@ impl<T: Target> Receiving<T> {
                 }
                 Kind::Missing if blob.is_some() && self.granted.is_some() => {
                     take_missing(frame.payload, &mut self.absent)?;
+                    self.intake.settle()?;
                     self.intake.owe(&self.absent);
                 }
                 other => return Err(unexpected(other, "pages or the state")),

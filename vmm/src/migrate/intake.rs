@@ -1,12 +1,14 @@
 //! Pages that come in: what a frame says is checked, written to guest memory and remembered. Each connection has one; they share
-//! what they remember.
+//! what they remember. A connection that is alone has its pages written by another thread while it reads on: memory that is written for the
+//! first time costs as much as taking the bytes in, deciphering them included.
 
 use super::error::MigrateError;
 use super::machine::Memory;
 use super::wire::{CHUNK_PAGES, FLAG_LZ4, Kind, MAX_ZERO_RUNS, runs};
 use crate::memory::{PAGE_SIZE, PageSet, Region, Run};
 use crate::state::codec::Cursor;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
 
 /// What all connections together have brought.
 struct Seen {
@@ -18,6 +20,73 @@ struct Seen {
     zero_pages: u64,
 }
 
+/// Frames that wait to be written at most.
+const WAITING: usize = 4;
+
+/// A frame of pages that another thread is to write: flags and payload.
+type Job = (u16, Vec<u8>);
+
+/// The thread that writes pages, and its buffers.
+struct Writer {
+    /// `None`: it is to end.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    done: mpsc::Receiver<Result<Vec<u8>, MigrateError>>,
+    /// Frames that it has not come back with.
+    waiting: usize,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Writer {
+    /// `None`: there is no thread to be had, and none is needed.
+    fn start(mut intake: Intake) -> Option<Self> {
+        let ((jobs, todo), (tell, done)) = (mpsc::channel::<Job>(), mpsc::channel());
+        let work = move || {
+            for (flags, payload) in todo {
+                let written = intake.put(flags, &payload);
+                let failed = written.is_err();
+                if tell.send(written.map(|()| payload)).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("receive".into()).spawn(work).ok();
+        thread.is_some().then(|| Writer { jobs: Some(jobs), thread, done, waiting: 0, spare: Vec::new() })
+    }
+
+    /// Waits until at most `left` frames are still to be written.
+    fn wait(&mut self, left: usize) -> Result<(), MigrateError> {
+        while self.waiting > left {
+            let lost = |_| MigrateError::Impossible("the thread that writes pages has ended".into());
+            let buffer = self.done.recv().map_err(lost)??;
+            self.spare.push(buffer);
+            self.waiting -= 1;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, flags: u16, payload: &[u8]) -> Result<(), MigrateError> {
+        self.wait(WAITING - 1)?;
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(payload);
+        self.waiting += 1;
+        // If it has ended, it has said why.
+        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send((flags, buffer)).is_ok());
+        if sent { Ok(()) } else { self.wait(0) }
+    }
+}
+
+impl Drop for Writer {
+    /// Afterwards nobody has guest memory.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// Where one connection's pages go.
 pub(super) struct Intake {
     memory: Arc<dyn Memory>,
@@ -25,6 +94,8 @@ pub(super) struct Intake {
     unpacked: Vec<u8>,
     /// Number of pages.
     all: u64,
+    /// Who writes them, if not who takes them in.
+    writer: Option<Box<Writer>>,
 }
 
 fn foreign(run: &Run) -> MigrateError {
@@ -36,13 +107,23 @@ impl Intake {
         let (known, written) = (PageSet::empty(all), PageSet::empty(all));
         let seen = Arc::new(Mutex::new(Seen { known, written, pages: 0, zero_pages: 0 }));
         let pages = all.iter().map(|region| region.len / PAGE_SIZE).sum();
-        Intake { memory, seen, unpacked: Vec::new(), all: pages }
+        Intake { memory, seen, unpacked: Vec::new(), all: pages, writer: None }
     }
 
     /// For another connection of the same migration.
     pub(super) fn another(&self) -> Self {
         let (memory, seen) = (Arc::clone(&self.memory), Arc::clone(&self.seen));
-        Intake { memory, seen, unpacked: Vec::new(), all: self.all }
+        Intake { memory, seen, unpacked: Vec::new(), all: self.all, writer: None }
+    }
+
+    /// Has another thread write the pages from here on.
+    pub(super) fn write_aside(&mut self) {
+        self.writer = Writer::start(self.another()).map(Box::new);
+    }
+
+    /// Waits until all that was taken is in memory.
+    pub(super) fn settle(&mut self) -> Result<(), MigrateError> {
+        self.writer.as_mut().map_or(Ok(()), |writer| writer.wait(0))
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -63,9 +144,14 @@ impl Intake {
                 let c = &mut Cursor::new(payload);
                 let list = runs(c, MAX_ZERO_RUNS)?;
                 c.end("zero pages")?;
+                // In the order in which they came.
+                self.settle()?;
                 self.zero(&list)?;
             }
-            Kind::Pages => self.put(flags, payload)?,
+            Kind::Pages => match &mut self.writer {
+                Some(writer) => writer.put(flags, payload)?,
+                None => self.put(flags, payload)?,
+            },
             _ => return Ok(false),
         }
         Ok(true)
