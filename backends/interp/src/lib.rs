@@ -51,6 +51,7 @@ mod segment;
 mod shared;
 mod state;
 mod task;
+pub mod vendor;
 mod vm;
 mod wait;
 

@@ -326,7 +326,7 @@ impl Builder<'_> {
                 step.extend(&[0; 4][..*bytes]);
             }
         };
-        // FOP, FIP, FDP and their selectors: by vendor, and by whether an exception is pending (SDM vol. 1, 8.1.8).
+        // FOP, FIP, FDP and their selectors: `x87-pointers` in the vendors' table.
         let env: &[(u64, usize)] =
             if narrow { &[(6, 4), (10, 4)] } else { &[(12, 4), (16, 4), (20, 4), (24, 4)] };
         let fx = [(6, 2), (8, 4), (12, 4), (16, 4), (20, 4), (28, 4)];

@@ -101,6 +101,14 @@ impl Machine {
     /// # Panics
     /// If the interpreter refuses the state.
     pub fn run(&self, code: &[u8], start: &State) -> Outcome {
+        self.run_until(code, start, &[])
+    }
+
+    /// The same, but it ends with fault 1 where it is about to run one of up to four instructions.
+    ///
+    /// # Panics
+    /// If the interpreter refuses the state.
+    pub fn run_until(&self, code: &[u8], start: &State, stops: &[u64]) -> Outcome {
         let mut page = [0xccu8; 0x1000];
         page[..code.len()].copy_from_slice(code);
         // What follows the code natively, for sequences that read it: here it faults, since nothing is mapped there.
@@ -108,7 +116,11 @@ impl Machine {
         self.rig.dma(USER, &page);
         self.rig.ram.write(USER + DATA - CODE, &start.memory);
         let mut s = self.template.clone();
-        s.regs = RegsV1 { gpr: start.gpr, rip: CODE, rflags: start.rflags };
+        s.regs = RegsV1 { gpr: start.gpr, rip: start.rip, rflags: start.rflags };
+        for (n, stop) in stops.iter().enumerate() {
+            s.debug.dr[n] = *stop;
+            s.debug.dr7 |= 1 << (n * 2);
+        }
         (s.system.fs.base, s.system.gs.base) = (start.fs_base, start.gs_base);
         s.system.cr2 = 0;
         s.fpu.fcw = start.fcw;

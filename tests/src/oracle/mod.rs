@@ -6,9 +6,11 @@
 //! ```
 //! `tests/oracle.rs` runs a short slice and replays `vectors/oracle.txt`, which holds what a processor answered;
 //! `godwit-fuzz` runs long slices and records. A seed is all that names a case: [`case`] makes it again anywhere.
-//! What is not compared is in [`undefined`], and what is never drawn in [`table`], each with its reason.
+//! What is not compared is in [`undefined`], and what is never drawn in [`table`], each with its reason. Where vendors
+//! differ, by the table in [`godwit_interp::vendor`], an Intel processor is held to what [`intel`] makes of a sequence.
 
 pub mod generate;
+pub mod intel;
 pub mod interp;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod native;
@@ -152,7 +154,7 @@ pub fn agree(code: &[Vec<u8>], native: &Outcome, interp: &Outcome) -> bool {
 }
 
 /// True if the processor took a bit of MXCSR that the models do not have, where the interpreter raises #GP: AMD's MM
-/// (APM vol. 2, 11.2.5).
+/// (`mxcsr-mm` in the vendors' table).
 fn beyond_the_model(code: &[Vec<u8>], native: &Outcome, interp: &Outcome) -> bool {
     use iced_x86::Mnemonic as M;
     let loads = |i: &Instruction| {

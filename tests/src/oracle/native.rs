@@ -185,7 +185,15 @@ impl Native {
 
     /// Why this processor cannot run a sequence: the first mnemonic that it lacks.
     pub fn lacks(code: &[u8]) -> Option<iced_x86::Mnemonic> {
+        Self::lacks_any(&super::instructions(code))
+    }
+
+    /// The same of a sequence already decoded.
+    pub fn lacks_any(code: &[iced_x86::Instruction]) -> Option<iced_x86::Mnemonic> {
         use iced_x86::CpuidFeature as C;
+        // The instruction may trap to a hypervisor: once.
+        static LEAF_7: OnceLock<std::arch::x86_64::CpuidResult> = OnceLock::new();
+        let leaf_7 = || LEAF_7.get_or_init(|| std::arch::x86_64::__cpuid(7));
         let has = |f: &C| match f {
             C::AES => std::is_x86_feature_detected!("aes"),
             C::PCLMULQDQ => std::is_x86_feature_detected!("pclmulqdq"),
@@ -200,13 +208,13 @@ impl Native {
             C::XSAVEOPT => std::is_x86_feature_detected!("xsaveopt"),
             C::XSAVEC => std::is_x86_feature_detected!("xsavec"),
             // Leaf 7: CLFLUSHOPT, INVPCID, SMAP (CLAC and STAC), RDPID.
-            C::CLFLUSHOPT => std::arch::x86_64::__cpuid(7).ebx >> 23 & 1 != 0,
-            C::INVPCID => std::arch::x86_64::__cpuid(7).ebx >> 10 & 1 != 0,
-            C::SMAP => std::arch::x86_64::__cpuid(7).ebx >> 20 & 1 != 0,
-            C::RDPID => std::arch::x86_64::__cpuid(7).ecx >> 22 & 1 != 0,
+            C::CLFLUSHOPT => leaf_7().ebx >> 23 & 1 != 0,
+            C::INVPCID => leaf_7().ebx >> 10 & 1 != 0,
+            C::SMAP => leaf_7().ebx >> 20 & 1 != 0,
+            C::RDPID => leaf_7().ecx >> 22 & 1 != 0,
             _ => true,
         };
-        super::instructions(code).iter().find(|i| !i.cpuid_features().iter().all(has)).map(|i| i.mnemonic())
+        code.iter().find(|i| !i.cpuid_features().iter().all(has)).map(|i| i.mnemonic())
     }
 
     /// Runs `code` from `start` until it faults or comes to its end.

@@ -169,7 +169,7 @@ fn refused(m: M) -> Option<&'static str> {
         M::Fdisi | M::Feni | M::Fndisi | M::Fneni | M::Fnsetpm | M::Fsetpm | M::Frstpm => "NOPs of the 8087",
         // Under SVM and its like the instruction pointer reported is the hypervisor's choice.
         M::Int1 => "virtualised processors disagree whether it has passed",
-        M::Ud0 => "its length differs by vendor",
+        M::Ud0 => "its length differs by vendor (`ud0-length`)",
         M::Reservednop => "defined by vendor",
         M::Iret | M::Iretd => "IRETQ stands for it",
         M::Rsm => "system management mode is not in the model",
@@ -290,7 +290,7 @@ fn selectable(i: &Instruction, left_out: &mut BTreeMap<String, &'static str>) ->
         i.op_count() > 0 && i.op0_kind() == OpKind::Register && i.op0_register().is_segment_register();
     let open = m == M::Bswap && i.op0_register().size() == 2
         || matches!(m, M::Shld | M::Shrd) && (i.op0_register().size() == 2 || i.memory_size().size() == 2);
-    // Near branches with 16 bits of target differ by vendor, far ones with 64.
+    // Vendors differ: `branch-16` and `far-branch-64` in their table.
     let branch = i.flow_control() != FlowControl::Next && {
         let far64 = matches!(i.code(), Code::Jmp_m1664 | Code::Call_m1664);
         let narrow = matches!(

@@ -30,10 +30,17 @@ fn put(cpu: &mut Cpu, op: OpPtr, lo: V128, hi: V128) {
     cpu.vec[usize::from(op.a & 15)] = V256 { lo, hi };
 }
 
-/// Linear address of an access `by` bytes past the memory operand.
-fn element(cpu: &mut Cpu, op: OpPtr, by: u64, bytes: u64, write: bool) -> Exec<u64> {
+/// Linear address of a gather's element, whose index is `by` bytes: each has an address of its own size.
+fn element(cpu: &mut Cpu, op: OpPtr, by: u64, bytes: u64) -> Exec<u64> {
     let at = offset(cpu, op).wrapping_add(by) & address_mask(op.asize);
-    cpu.linear(usize::from(op.seg), at, bytes, write)
+    cpu.linear(usize::from(op.seg), at, bytes, false)
+}
+
+/// Linear address of a part, `by` bytes in, of a memory operand: it goes on from its start, also past what an address
+/// of its size can name.
+fn part(cpu: &mut Cpu, op: OpPtr, by: usize, bytes: usize, write: bool) -> Exec<u64> {
+    let at = offset(cpu, op).wrapping_add(by as u64);
+    cpu.linear(usize::from(op.seg), at, bytes as u64, write)
 }
 
 fn lane<T: Int>(v: &V256, n: usize) -> u64 {
@@ -128,7 +135,7 @@ ops! {
         let n = if op.imm & YMM != 0 { 32 } else { 16 } / T::BYTES;
         let mut r = V256::ZERO;
         for i in (0..n).filter(|i| lane::<T>(&mask, *i) & T::TOP != 0) {
-            let at = element(cpu, op, (i * T::BYTES) as u64, T::BYTES as u64, false)?;
+            let at = part(cpu, op, i * T::BYTES, T::BYTES, false)?;
             set_lane::<T>(&mut r, i, cpu.read::<T>(at)?.z());
         }
         cpu.vec[usize::from(op.a & 15)] = r
@@ -138,24 +145,23 @@ ops! {
         let n = if op.imm & YMM != 0 { 32 } else { 16 } / T::BYTES;
         let chosen = |i: &usize| lane::<T>(&mask, *i) & T::TOP != 0;
         for i in (0..n).filter(chosen) {
-            let at = element(cpu, op, (i * T::BYTES) as u64, T::BYTES as u64, true)?;
+            let at = part(cpu, op, i * T::BYTES, T::BYTES, true)?;
             cpu.check_write(at, T::BYTES as u64)?;
         }
         for i in (0..n).filter(chosen) {
-            let at = element(cpu, op, (i * T::BYTES) as u64, T::BYTES as u64, true)?;
+            let at = part(cpu, op, i * T::BYTES, T::BYTES, true)?;
             cpu.write(at, T::new(lane::<T>(&v, i)))?;
         }
     }
     fn maskmovdqu(cpu, op) {
         let (mask, v) = (cpu.vec[usize::from(op.b & 15)].lo, cpu.vec[usize::from(op.c & 15)].lo);
-        let start = cpu.gpr[RDI];
+        let start = cpu.gpr[RDI] & address_mask(op.asize);
         // Its start is looked at whatever the mask, which the manual leaves open; as found on the silicon.
-        let first = cpu.linear(usize::from(op.seg), start & address_mask(op.asize), 1, true)?;
+        let first = cpu.linear(usize::from(op.seg), start, 1, true)?;
         cpu.check_write(first, 1)?;
         for check in [true, false] {
             for i in (0..16usize).filter(|i| mask.0[*i] & 0x80 != 0) {
-                let to = start.wrapping_add(i as u64) & address_mask(op.asize);
-                let at = cpu.linear(usize::from(op.seg), to, 1, true)?;
+                let at = cpu.linear(usize::from(op.seg), start.wrapping_add(i as u64), 1, true)?;
                 if check { cpu.check_write(at, 1)? } else { cpu.write(at, v.0[i])? }
             }
         }
@@ -179,7 +185,7 @@ ops! {
                 continue;
             }
             let by = (I::new(lane::<I>(&index, i)).s() as u64) << (op.scale & 3);
-            match element(cpu, op, by, T::BYTES as u64, false).and_then(|at| cpu.read::<T>(at)) {
+            match element(cpu, op, by, T::BYTES as u64).and_then(|at| cpu.read::<T>(at)) {
                 Ok(v) => set_lane::<T>(&mut r, i, v.z()),
                 Err(e) => {
                     // Lanes that nobody gathered are as they were, the upper ones too.

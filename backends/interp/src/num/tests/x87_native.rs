@@ -2,6 +2,7 @@
 
 use super::super::soft::{self, Env, F32, F64, F80, bcd, convert, rem};
 use super::values::{F32S, F64S, F80S, Rng};
+use crate::vendor::{self, SetAside, Vendor};
 
 /// `fn name(st0, st1, cw) -> (st0, st1, sw)` with `st1` loaded first; memory operands of any
 /// kind are at `st1`'s bytes, and results may be stored there.
@@ -236,8 +237,20 @@ impl Tally {
     }
 }
 
+/// Whether a denormal ST(0) that FPREM and FSCALE do not change stays, as on Intel, where underflow is unmasked.
+fn stays_on_intel(name: &str, a: F80, b: F80, cw: u16) -> bool {
+    let unchanged = match name {
+        "fprem" | "fprem1" => b.abs() == F80 { se: 0x7fff, frac: 1 << 63 },
+        "fscale" => b.abs() == F80::ZERO,
+        _ => false,
+    };
+    let tiny = a.se & 0x7fff == 0 && a.frac != 0;
+    vendor::host() == Vendor::Intel && unchanged && tiny && cw & 0x10 == 0
+}
+
 fn run(name: &'static str, native: Native, mask: u16, ours: impl Fn(&mut Env, F80, F80) -> F80) -> Tally {
     let mut t = Tally { name, bad: 0 };
+    let (mut compared, mut aside) = (0, SetAside::default());
     let mut one = |a: F80, b: F80, cw: u16| {
         let (want, _, sw) = native(a, b, cw);
         let mut env = Env::from_cw(cw);
@@ -249,7 +262,17 @@ fn run(name: &'static str, native: Native, mask: u16, ours: impl Fn(&mut Env, F8
                 env.flags |= codes;
             }
         }
-        t.see(got == want && env.flags as u16 & mask == sw & mask, || {
+        compared += 1;
+        let same = got == want && env.flags as u16 & mask == sw & mask;
+        if !same
+            && stays_on_intel(name, a, b, cw)
+            && want == a
+            && env.flags as u16 & mask & !0x10 == sw & mask
+        {
+            aside.note("x87-unchanged");
+            return;
+        }
+        t.see(same, || {
             format!(
                 "{a:?} {b:?} cw {cw:04x}: silicon {want:?} {:04x}, ours {got:?} {:04x}",
                 sw & mask,
@@ -277,6 +300,7 @@ fn run(name: &'static str, native: Native, mask: u16, ours: impl Fn(&mut Env, F8
         }
         one(a, b, all[i % all.len()] & !(rng.next() as u16 & 0x3f));
     }
+    println!("{name}: {compared} operations compared, {aside}");
     t
 }
 

@@ -5,6 +5,7 @@ use super::super::soft::{Env, F80};
 use super::super::x87math::{self, Constant};
 use super::values::{F80S, Rng};
 use super::x87_native::{f, x87_op};
+use crate::vendor::SetAside;
 
 x87_op! {
     f2xm1 "f2xm1"; fyl2x "fld st(1)\nfxch st(1)\nfyl2x"; fyl2xp1 "fld st(1)\nfxch st(1)\nfyl2xp1";
@@ -171,9 +172,17 @@ fn transcendentals_x87() {
     }
 }
 
+/// Whether two results a unit apart lie on both sides of the least normal number: then the side taken says whether the
+/// result is tiny.
+fn around_the_least(a: F80, b: F80) -> bool {
+    let tiny = |v: F80| v.se & 0x7fff == 0 && v.frac != 0 && v.frac >> 63 == 0;
+    tiny(a) != tiny(b) && ulps(a, b) <= 1
+}
+
 #[test]
 fn special_transcendentals_x87() {
-    let mut bad = 0;
+    const UE: u16 = 0x10;
+    let (mut bad, mut compared, mut aside) = (0, 0u64, SetAside::default());
     for row in ROWS {
         let mut here = 0;
         for &a in F80S {
@@ -183,7 +192,19 @@ fn special_transcendentals_x87() {
                     let (want, _, sw) = (row.native)(a, b, cw);
                     let mut env = Env::from_cw(cw);
                     let got = (row.ours)(&mut env, a, b);
-                    let fl = 0x43f;
+                    compared += 1;
+                    let mut fl = 0x43f;
+                    // FSINCOS' flags are its sine's too.
+                    let least = if row.name.starts_with("fsincos") {
+                        let sine = x87math::fsincos(&mut Env::from_cw(cw), a).0;
+                        around_the_least(sine, fsincos_sin(a, b, cw).0)
+                    } else {
+                        around_the_least(got, want)
+                    };
+                    if least && (env.flags as u16 ^ sw) & UE != 0 {
+                        aside.note("x87-transcendental");
+                        fl &= !UE;
+                    }
                     // Out of range there is no result, and the sequences here pop one too many.
                     let none =
                         sw & 0x400 != 0 && (row.name.starts_with("fsincos") || row.name.starts_with("fptan"));
@@ -204,5 +225,6 @@ fn special_transcendentals_x87() {
         println!("{}: {here}", row.name);
         bad += here;
     }
+    println!("{compared} operations compared, of the flags {aside}");
     assert_eq!(bad, 0);
 }
