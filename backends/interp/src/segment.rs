@@ -234,7 +234,8 @@ impl Cpu {
             let top = if a & access::DB != 0 { 0xffff_ffff } else { 0xffff };
             offset > limit && last <= top
         } else {
-            last <= limit
+            // What goes on from 4 GiB at 0 is the implementation's choice (SDM vol. 3, limit checking): none is seen to refuse it.
+            last <= limit || limit == 0xffff_ffff
         };
         if ok { Ok(()) } else { Err(self.raise(vector, Some(0))) }
     }

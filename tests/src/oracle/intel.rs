@@ -27,7 +27,7 @@ enum Step {
 }
 
 /// The instruction's difference, if it may have one.
-fn difference(i: &Instruction) -> Option<&'static str> {
+fn difference(i: &Instruction, bits: u32) -> Option<&'static str> {
     let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
     let sha = i.cpuid_features().contains(&CpuidFeature::SHA);
     Some(match i.mnemonic() {
@@ -46,7 +46,10 @@ fn difference(i: &Instruction) -> Option<&'static str> {
         }
         M::Fst | M::Fstp | M::Fist | M::Fistp | M::Fisttp | M::Fbstp if memory => "x87-store",
         M::Maskmovdqu | M::Vmaskmovdqu => "maskmov-fault",
-        _ if memory && matches!(i.memory_segment(), Register::FS | Register::GS) => "segment-offset",
+        M::Popa | M::Popad => "popa-fault",
+        _ if bits == 64 && memory && matches!(i.memory_segment(), Register::FS | Register::GS) => {
+            "segment-offset"
+        }
         _ => return None,
     })
 }
@@ -55,8 +58,10 @@ fn difference(i: &Instruction) -> Option<&'static str> {
 pub fn run(machine: &Machine, code: &[Vec<u8>], start: &State) -> (Outcome, BTreeSet<&'static str>) {
     let mut seen = BTreeSet::new();
     let bytes = code.concat();
-    let special: Vec<Instruction> =
-        instructions(&bytes).into_iter().filter(|i| difference(i).is_some()).collect();
+    let special: Vec<Instruction> = instructions(&bytes, start.bits)
+        .into_iter()
+        .filter(|i| difference(i, start.bits).is_some())
+        .collect();
     let mut state = start.clone();
     loop {
         if let Some(i) = special.iter().find(|i| i.ip() == state.rip) {
@@ -87,10 +92,10 @@ fn step(
     let mut ours = machine.run_until(bytes, before, &[i.next_ip()]);
     let done = ours.state.rip == i.next_ip() && matches!(ours.fault, Some(1) | None);
     let refused = matches!(ours.fault, Some(12..=14)) && ours.state.rip == i.ip();
-    let name = difference(i).expect("asked of what has one");
+    let name = difference(i, before.bits).expect("asked of what has one");
     match name {
         "dpps-nan" if done => {
-            let after = dot(i, before, &ours.state);
+            let after = dot(bytes, i, before, &ours.state);
             if after != ours.state {
                 seen.insert(name);
             }
@@ -103,9 +108,11 @@ fn step(
         }
         "segment-offset" if refused && ours.fault != Some(14) => {
             let Some(at) = address(i, before) else { return Step::Ends(ours) };
+            let last = i.memory_size().size().max(1) as u64 - 1;
             let canonical = |at: u64| (at as i64) << 16 >> 16 == at as i64;
-            let bytes = i.memory_size().size().max(1) as u64;
-            if canonical(at) && canonical(at.wrapping_add(bytes - 1)) {
+            let whole = |at: u64| canonical(at) && canonical(at.wrapping_add(last));
+            let base = if i.memory_segment() == Register::FS { before.fs_base } else { before.gs_base };
+            if whole(at) && !whole(at.wrapping_sub(base)) {
                 seen.insert(name);
                 let error = 4 | u32::from(writes(i)) << 1;
                 return Step::Ends(Outcome { fault: Some(14), error, address: at, state: ours.state });
@@ -133,17 +140,27 @@ fn step(
             seen.insert(name);
         }
         "x87-store" if refused => {
-            if let Some(after) = kept_from_storing(machine, bytes, i, before) {
+            let (after, stored) = stored_elsewhere(machine, bytes, i, before);
+            if let (Some(after), None) = (after, &stored) {
                 seen.insert(name);
                 return Step::Leaves(after);
             }
+            let at = address(i, before).map(|at| at.wrapping_sub(DATA) as usize).filter(|at| *at < DATA_LEN);
+            if let (Some(stored), Some(at), Some(14), 10) = (stored, at, ours.fault, i.memory_size().size())
+                && let (Some(part), None) = (ours.state.memory.get_mut(at..at + 8), before.memory.get(at + 9))
+            {
+                part.copy_from_slice(&stored);
+                seen.insert("x87-parts");
+            }
         }
+        "popa-fault" if refused && popped(bytes, i, before, &mut ours.state) => {
+            seen.insert(name);
+        }
+        // Where the upper half is not mapped.
         "maskmov-fault" if ours.fault == Some(14) && refused => {
             let upper = ours.address.wrapping_add(8);
             let mapped = upper >= DATA && upper <= DATA + DATA_LEN as u64 - 8;
-            let [lower, higher, ..] =
-                before.ymm[i.op2_register().number()].map(|m| m & 0x8080_8080_8080_8080 != 0);
-            if (higher || !lower) && !mapped {
+            if !mapped {
                 ours.address = upper;
                 seen.insert(name);
             }
@@ -183,23 +200,25 @@ fn address(i: &Instruction, s: &State) -> Option<u64> {
 }
 
 /// A vector operand, its upper half zero if it is of 128 bits.
-fn vector(i: &Instruction, n: u32, s: &State) -> Option<[u64; 4]> {
+fn vector(bytes: &[u8], i: &Instruction, n: u32, s: &State) -> Option<[u64; 4]> {
     if i.op_kind(n) == OpKind::Register {
         return Some(s.ymm[i.op_register(n).number()]);
     }
-    let at = address(i, s)?.checked_sub(DATA)? as usize;
+    let (at, code) = (address(i, s)?, super::page(bytes, s.bits));
+    let memory = if at < DATA { &code[..] } else { &s.memory[..] };
+    let at = (at - if at < DATA { CODE } else { DATA }) as usize;
     let mut out = [0; 4];
     for (k, word) in out.iter_mut().enumerate().take(i.memory_size().size() / 8) {
-        *word = u64::from_le_bytes(s.memory.get(at + k * 8..at + k * 8 + 8)?.try_into().ok()?);
+        *word = u64::from_le_bytes(memory.get(at + k * 8..at + k * 8 + 8)?.try_into().ok()?);
     }
     Some(out)
 }
 
-/// DPPS and DPPD, that have run, with Intel's choice of NaNs. An operand in the code's page stays as ours.
-fn dot(i: &Instruction, before: &State, after: &State) -> State {
+/// DPPS and DPPD, that have run, with Intel's choice of NaNs.
+fn dot(bytes: &[u8], i: &Instruction, before: &State, after: &State) -> State {
     let mut out = after.clone();
     let (a, b) = if i.op_count() == 4 { (1, 2) } else { (0, 1) };
-    let (Some(x), Some(y)) = (vector(i, a, before), vector(i, b, before)) else { return out };
+    let (Some(x), Some(y)) = (vector(bytes, i, a, before), vector(bytes, i, b, before)) else { return out };
     let imm = i.immediate8();
     let env = &mut Env::from_mxcsr(before.mxcsr | 0x1f80);
     let result = &mut out.ymm[i.op0_register().number()];
@@ -301,20 +320,48 @@ fn other_operand(machine: &Machine, bytes: &[u8], i: &Instruction, ours: &Outcom
     (matches!(done.fault, Some(12..=14)) && other).then(|| Outcome { state: ours.state.clone(), ..done })
 }
 
-/// An x87 store whose unmasked exception keeps it from its operand: what it leaves.
-fn kept_from_storing(machine: &Machine, bytes: &[u8], i: &Instruction, before: &State) -> Option<State> {
+/// Loads what POPA has popped before its fault. True if there was any.
+fn popped(bytes: &[u8], i: &Instruction, before: &State, s: &mut State) -> bool {
+    let (code, size) = (super::page(bytes, s.bits), if i.mnemonic() == M::Popad { 4 } else { 2 });
+    for n in 0..8u64 {
+        let at = (before.gpr[4] + n * size) as u32 as u64;
+        let of = |start: u64, memory: &[u8]| {
+            let at = at.checked_sub(start)? as usize;
+            memory.get(at..at + size as usize).map(<[u8]>::to_vec)
+        };
+        let Some(value) = of(DATA, &s.memory).or_else(|| of(CODE, &code)) else { return n != 0 };
+        let register = 7 - n as usize;
+        if register != 4 {
+            let mut whole = s.gpr[register].to_le_bytes();
+            whole[..size as usize].copy_from_slice(&value);
+            s.gpr[register] = u64::from_le_bytes(whole);
+        }
+    }
+    true
+}
+
+/// What an x87 store leaves where its operand may be stored, and the first eight bytes that it stores there; no bytes if
+/// an unmasked exception keeps it from storing.
+fn stored_elsewhere(
+    machine: &Machine,
+    bytes: &[u8],
+    i: &Instruction,
+    before: &State,
+) -> (Option<State>, Option<[u8; 8]>) {
     let own = own(bytes, i);
-    let opcode = own.iter().position(|b| (0xd8..=0xdf).contains(b))?;
+    let opcode = own.iter().position(|b| (0xd8..=0xdf).contains(b)).expect("an x87 instruction");
     let mut alone = vec![own[opcode], own[opcode + 1] & 0x38 | 4, 0x25];
     alone.extend((ELSEWHERE as u32).to_le_bytes());
     let done = machine.run_until(&alone, &State { rip: CODE, ..before.clone() }, &[]);
+    if done.fault.is_some() {
+        return (None, None);
+    }
     // Of the unmasked exceptions only that for an inexact result lets it be stored.
-    let unmasked = done.state.fsw & !done.state.fcw & 0x1f;
-    (done.fault.is_none() && unmasked != 0).then(|| State {
-        rip: i.next_ip(),
-        memory: before.memory.clone(),
-        ..done.state
-    })
+    let kept = done.state.fsw & !done.state.fcw & 0x1f != 0;
+    let place = (ELSEWHERE - DATA) as usize;
+    let stored = done.state.memory[place..place + 8].try_into().expect("8 bytes");
+    let after = State { rip: i.next_ip(), memory: before.memory.clone(), ..done.state };
+    (Some(after), (!kept).then_some(stored))
 }
 
 /// Compares with what this processor answered, where it is Intel's: none if that is no such answer.

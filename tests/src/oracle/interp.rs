@@ -1,5 +1,7 @@
-//! Runs a sequence on the interpreter: long mode, ring 3, the same addresses as natively and nothing else mapped.
+//! Runs a sequence on the interpreter: long or compatibility mode, ring 3, the same addresses as natively and nothing else
+//! mapped.
 
+use super::generate::{FS, GS, GS_LIMIT, USER_CS, USER_CS_32, USER_SS};
 use super::{CODE, DATA, DATA_LEN, Outcome, State};
 use crate::conformance::board::Event;
 use crate::conformance::code;
@@ -48,13 +50,14 @@ impl Machine {
         });
         let mut template = code::reset(0, Model::V3);
         let s = &mut template.system;
-        s.cs = segment(0x33, 0xa0fb);
-        s.ss = segment(0x2b, 0xc0f3);
+        s.cs = segment(USER_CS.into(), 0xa0fb);
+        s.ss = segment(USER_SS, 0xc0f3);
         // As Linux leaves them: null.
         let none = SegmentV1 { selector: 0, base: 0, limit: 0, access: access::UNUSABLE };
         (s.ds, s.es, s.fs, s.gs) = (none, none, none, none);
         s.tr = SegmentV1 { selector: 0x40, base: 0x7000, limit: 0x67, access: 0x8b };
         s.gdtr = TableV1 { base: 0x6000, limit: 0x37 };
+        s.ldtr = SegmentV1 { selector: 0x48, base: 0x6100, limit: 0xf, access: 0x82 };
         s.idtr = TableV1 { base: 0xa000, limit: 0x1ff };
         s.cr0 = 0x8005_0033;
         s.cr3 = 0x1000;
@@ -81,8 +84,14 @@ impl Machine {
         }
         put(0x6008, 0x00af_9b00_0000_ffff);
         put(0x6010, 0x00cf_9300_0000_ffff);
+        put(0x6020, 0x00cf_fb00_0000_ffff);
         put(0x6028, 0x00cf_f300_0000_ffff);
         put(0x6030, 0x00af_fb00_0000_ffff);
+        let own = |limit: u32, access: u64| {
+            (DATA & 0xff_ffff) << 16 | (DATA >> 24) << 56 | u64::from(limit) | access << 40 | 5 << 52
+        };
+        put(0x6100 + u64::from(FS & !7), own(DATA_LEN as u32 - 1, 0xf3));
+        put(0x6100 + u64::from(GS & !7), own(GS_LIMIT, 0xf7));
         put(0x7004, 0x9000);
         // No I/O map.
         self.rig.ram.write(0x7066, &[0xff; 2]);
@@ -109,11 +118,8 @@ impl Machine {
     /// # Panics
     /// If the interpreter refuses the state.
     pub fn run_until(&self, code: &[u8], start: &State, stops: &[u64]) -> Outcome {
-        let mut page = [0xccu8; 0x1000];
-        page[..code.len()].copy_from_slice(code);
-        // What follows the code natively, for sequences that read it: here it faults, since nothing is mapped there.
-        page[code.len()..code.len() + 7].copy_from_slice(&super::WAY_OUT);
-        self.rig.dma(USER, &page);
+        // What follows the code natively faults here, since its own page is not mapped.
+        self.rig.dma(USER, &super::page(code, start.bits));
         self.rig.ram.write(USER + DATA - CODE, &start.memory);
         let mut s = self.template.clone();
         s.regs = RegsV1 { gpr: start.gpr, rip: start.rip, rflags: start.rflags };
@@ -122,6 +128,13 @@ impl Machine {
             s.debug.dr7 |= 1 << (n * 2);
         }
         (s.system.fs.base, s.system.gs.base) = (start.fs_base, start.gs_base);
+        if start.bits == 32 {
+            s.system.cs = segment(USER_CS_32.into(), 0xc0fb);
+            (s.system.ds, s.system.es) = (segment(USER_SS, 0xc0f3), segment(USER_SS, 0xc0f3));
+            let own = |selector, limit, access| SegmentV1 { selector, base: DATA, limit, access };
+            s.system.fs = own(FS, DATA_LEN as u32 - 1, 0x50f3);
+            s.system.gs = own(GS, GS_LIMIT, 0x50f7);
+        }
         s.system.cr2 = 0;
         s.fpu.fcw = start.fcw;
         (s.fpu.fsw, s.fpu.ftw, s.fpu.mxcsr) = (start.fsw, start.ftw, start.mxcsr);

@@ -32,9 +32,16 @@ pub const DATA_LEN: usize = 0x2000;
 /// What follows every sequence: JMP [0x23456110], which leads out natively.
 const WAY_OUT: [u8; 7] = [0xff, 0x24, 0x25, 0x10, 0x61, 0x45, 0x23];
 
+/// What follows a sequence of 32-bit code: JMP FAR [0x234561a8], which leads to [`THROUGH`] in 64-bit code.
+const WAY_OUT_32: [u8; 6] = [0xff, 0x2d, 0xa8, 0x61, 0x45, 0x23];
+/// Where the code's page has [`WAY_OUT`] for those.
+const THROUGH: u64 = CODE + 0xff0;
+
 /// Registers and memory, before or after.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
+    /// 64, or 32 for compatibility mode: there flat segments, and in FS and GS the buffer's ([`generate::FS`]).
+    pub bits: u32,
     /// RAX, RCX, RDX, RBX, RSP, ... as instructions number them.
     pub gpr: [u64; 16],
     /// RIP.
@@ -66,6 +73,7 @@ impl State {
     #[allow(clippy::new_without_default, reason = "the state is not a neutral one")]
     pub fn new() -> State {
         State {
+            bits: 64,
             gpr: [0; 16],
             rip: CODE,
             rflags: 0x202,
@@ -106,12 +114,12 @@ fn error_code(vector: u32, code: u32, address: u64) -> u32 {
 pub fn case(seed: u64, family: Family) -> (Vec<Vec<u8>>, State) {
     let mut r = Random::new(seed ^ (family as u64) << 60);
     let code = generate::sequence(&mut r, family);
-    (code, generate::state(&mut r))
+    (code, generate::state(&mut r, family.bits()))
 }
 
 /// Every instruction of a sequence, with where it stands.
-pub fn instructions(code: &[u8]) -> Vec<Instruction> {
-    let mut decoder = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE);
+pub fn instructions(code: &[u8], bits: u32) -> Vec<Instruction> {
+    let mut decoder = Decoder::with_ip(bits, code, CODE, DecoderOptions::NONE);
     let mut out = Vec::with_capacity(48);
     while decoder.can_decode() {
         out.push(decoder.decode());
@@ -121,14 +129,26 @@ pub fn instructions(code: &[u8]) -> Vec<Instruction> {
 
 /// Flags compared at a sequence's end: the status flags and DF without those left undefined. After a fault, those
 /// that any instruction leaves undefined go too.
-fn compared_flags(code: &[u8], faulted: bool) -> u64 {
-    let (end, ever) = undefined::flags(code);
+fn compared_flags(code: &[u8], bits: u32, faulted: bool) -> u64 {
+    let (end, ever) = undefined::flags(code, bits);
     0xcd5 & !if faulted { ever } else { end }
 }
 
 /// The last instruction's tolerance.
-fn tolerance(code: &[Vec<u8>]) -> Tolerance {
-    code.last().map_or(Tolerance::None, |l| undefined::tolerance(&table::decode(l)))
+fn tolerance(code: &[Vec<u8>], bits: u32) -> Tolerance {
+    code.last().map_or(Tolerance::None, |l| undefined::tolerance(&table::decode(l, bits)))
+}
+
+/// The page of a sequence, with what follows it.
+fn page(code: &[u8], bits: u32) -> [u8; 0x1000] {
+    let mut page = [0xcc; 0x1000];
+    page[..code.len()].copy_from_slice(code);
+    let out: &[u8] = if bits == 32 { &WAY_OUT_32 } else { &WAY_OUT };
+    page[code.len()..code.len() + out.len()].copy_from_slice(out);
+    if bits == 32 {
+        page[(THROUGH - CODE) as usize..][..WAY_OUT.len()].copy_from_slice(&WAY_OUT);
+    }
+    page
 }
 
 /// C1 of the x87 status word.
@@ -162,15 +182,17 @@ fn beyond_the_model(code: &[Vec<u8>], native: &Outcome, interp: &Outcome) -> boo
     };
     interp.fault == Some(13)
         && (native.fault, native.state.rip) != (interp.fault, interp.state.rip)
-        && instructions(&code.concat()).iter().any(|i| i.ip() == interp.state.rip && loads(i))
+        && instructions(&code.concat(), native.state.bits)
+            .iter()
+            .any(|i| i.ip() == interp.state.rip && loads(i))
 }
 
 /// Differences in words, none if they agree.
 pub fn differences(code: &[Vec<u8>], native: &Outcome, interp: &Outcome) -> String {
     let mut out = String::new();
     let (a, b) = (&native.state, &interp.state);
-    let mask = compared_flags(&code.concat(), native.fault.is_some());
-    let tolerance = tolerance(code);
+    let mask = compared_flags(&code.concat(), a.bits, native.fault.is_some());
+    let tolerance = tolerance(code, a.bits);
     let mut say = |what: &str, x: u128, y: u128| {
         if x != y {
             let _ = writeln!(out, "  {what}: native {x:x}, interpreter {y:x}");
@@ -222,12 +244,12 @@ pub fn digest(code: &[Vec<u8>], outcome: &Outcome) -> u64 {
             hash = (hash ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);
         }
     };
-    let tolerance = tolerance(code);
+    let tolerance = tolerance(code, s.bits);
     eat(&outcome.fault.unwrap_or(999).to_le_bytes());
     eat(&outcome.error.to_le_bytes());
     eat(&outcome.address.to_le_bytes());
     eat(&s.rip.to_le_bytes());
-    eat(&(s.rflags & compared_flags(&code.concat(), outcome.fault.is_some())).to_le_bytes());
+    eat(&(s.rflags & compared_flags(&code.concat(), s.bits, outcome.fault.is_some())).to_le_bytes());
     s.gpr.iter().for_each(|g| eat(&g.to_le_bytes()));
     if tolerance != Tolerance::Approximation {
         s.ymm.iter().flatten().for_each(|g| eat(&g.to_le_bytes()));
@@ -247,10 +269,10 @@ pub fn digest(code: &[Vec<u8>], outcome: &Outcome) -> u64 {
 }
 
 /// A sequence for people: bytes and what the decoder calls them.
-pub fn listing(code: &[Vec<u8>]) -> String {
+pub fn listing(code: &[Vec<u8>], bits: u32) -> String {
     let mut out = String::new();
     let bytes = code.concat();
-    for i in instructions(&bytes) {
+    for i in instructions(&bytes, bits) {
         let at = (i.ip() - CODE) as usize;
         if i.mnemonic() != iced_x86::Mnemonic::Nop || i.len() > 1 {
             let hex: String = bytes[at..at + i.len()].iter().map(|b| format!("{b:02x}")).collect();

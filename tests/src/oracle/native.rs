@@ -1,15 +1,16 @@
 //! Runs a sequence on the processor itself (x86-64 Linux), in this process: state is loaded from a fixed page, IRETQ
 //! enters the sequence, which jumps back through that page, and a signal handler turns a fault into a result. One run
-//! at a time in a process. The code's page is not writable where it runs: it is written by another mapping of the same
+//! at a time in a process. IRETQ leads into 32-bit code too, with segments of its own. The code's page is not writable where it runs: it is written by another mapping of the same
 //! memory, and IRETQ serialises.
 
+use super::generate::{FS, GS, GS_LIMIT, USER_CS, USER_CS_32, USER_SS};
 use super::{CODE, DATA, DATA_LEN, Outcome, State};
 use std::arch::{asm, global_asm};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The page both ways: GPRs at 0, RFLAGS at 0x80, RIP at 0x88, trap at 0x90, error code at 0x98, CR2 at 0xa0; the host's
-/// RSP at 0x100, the way out at 0x110, the host's bases of FS and GS at 0x120, the sequence's at 0x130; IRETQ's frame
-/// at 0x180, the XSAVE image at 0x400.
+/// RSP at 0x100, the way out at 0x110, the host's bases of FS and GS at 0x120, the sequence's at 0x130, selectors of
+/// 32-bit code at 0x140; IRETQ's frame at 0x180, 32-bit code's way out at 0x1a8, the XSAVE image at 0x400.
 const PAGE: u64 = 0x2345_6000;
 const NONE: u64 = u64::MAX;
 
@@ -20,6 +21,10 @@ global_asm!(
     "mov ds:[0x23456100], rsp",
     "rdfsbase rax; mov ds:[0x23456120], rax; rdgsbase rax; mov ds:[0x23456128], rax",
     "mov rax, ds:[0x23456130]; wrfsbase rax; mov rax, ds:[0x23456138]; wrgsbase rax",
+    "cmp word ptr ds:[0x23456140], 0; je 2f",
+    "mov eax, ds:[0x23456140]; mov ds, eax; mov es, eax",
+    "mov eax, ds:[0x23456142]; mov fs, eax; mov eax, ds:[0x23456144]; mov gs, eax",
+    "2:",
     "mov eax, 7; xor edx, edx; xrstor64 ds:[0x23456400]",
     "mov rax, ds:[0x23456000]; mov rcx, ds:[0x23456008]; mov rdx, ds:[0x23456010]; mov rbx, ds:[0x23456018]",
     "mov rbp, ds:[0x23456028]; mov rsi, ds:[0x23456030]; mov rdi, ds:[0x23456038]",
@@ -36,9 +41,12 @@ global_asm!(
     "mov ds:[0x23456060], r12; mov ds:[0x23456068], r13; mov ds:[0x23456070], r14; mov ds:[0x23456078], r15",
     "mov eax, 7; xor edx, edx; xsave64 ds:[0x23456400]",
     "rdfsbase rax; mov ds:[0x23456130], rax; rdgsbase rax; mov ds:[0x23456138], rax",
-    "mov rax, ds:[0x23456120]; wrfsbase rax; mov rax, ds:[0x23456128]; wrgsbase rax",
     ".globl godwit_oracle_fault",
     "godwit_oracle_fault:",
+    "cmp word ptr ds:[0x23456140], 0; je 2f",
+    "xor eax, eax; mov ds, eax; mov es, eax; mov fs, eax; mov gs, eax",
+    "2:",
+    "mov rax, ds:[0x23456120]; wrfsbase rax; mov rax, ds:[0x23456128]; wrgsbase rax",
     "cld; fninit; vzeroupper; mov dword ptr ds:[0x23456118], 0x1f80; ldmxcsr ds:[0x23456118]",
     "pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx",
     "ret",
@@ -104,6 +112,9 @@ extern "C" fn on_fault(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut li
         (*word(0x130), *word(0x138)) = (fs, gs);
         std::ptr::copy_nonoverlapping(machine.fpregs.cast::<u8>(), word(0x400).cast(), 832);
         g[libc::REG_RIP as usize] = godwit_oracle_fault as *const () as i64;
+        // CS is the lowest of four selectors there.
+        let selectors = &mut g[libc::REG_CSGSFS as usize];
+        *selectors = *selectors & !0xffff | i64::from(USER_CS);
         g[libc::REG_RSP as usize] = *word(0x100) as i64;
         g[libc::REG_EFL as usize] = 0x202;
     }
@@ -123,6 +134,19 @@ fn selectors() -> (u16, u16) {
     // SAFETY: reads two registers.
     unsafe { asm!("mov {0:x}, cs; mov {1:x}, ss", out(reg) cs, out(reg) ss, options(nomem, nostack)) };
     (cs, ss)
+}
+
+/// Makes the segments of [`FS`] and [`GS`].
+fn segments() -> bool {
+    // `struct user_desc` of asm/ldt.h: number, base, limit, flags: 32 bits, expand-down, usable.
+    let make = |number: u32, limit: u32, down: u32| {
+        let descriptor = [number, DATA as u32, limit, 1 | down << 1 | 1 << 6];
+        // SAFETY: writes an entry of this process' own table, that nothing else uses.
+        unsafe {
+            libc::syscall(libc::SYS_modify_ldt, 0x11, descriptor.as_ptr(), size_of_val(&descriptor)) == 0
+        }
+    };
+    make(u32::from(FS >> 3), DATA_LEN as u32 - 1, 0) && make(u32::from(GS >> 3), GS_LIMIT, 1)
 }
 
 /// Maps the fixed addresses; the code's page twice. Gives where it may be written.
@@ -162,11 +186,14 @@ impl Native {
         if unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 == 0 {
             return Err("this kernel does not let programs use FSGSBASE");
         }
-        if selectors() != (super::generate::USER_CS.into(), super::generate::USER_SS.into()) {
+        if selectors() != (USER_CS.into(), USER_SS) {
             return Err("this kernel has other selectors for programs");
         }
         let guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let code = MAP.get_or_init(map).ok_or("the oracle's addresses are taken")?;
+        if !segments() {
+            return Err("this kernel lets programs have no segments of their own (modify_ldt)");
+        }
         let stack = Box::leak(vec![0u8; 1 << 16].into_boxed_slice());
         // SAFETY: the stack is leaked; the handler is above.
         unsafe {
@@ -184,8 +211,8 @@ impl Native {
     }
 
     /// Why this processor cannot run a sequence: the first mnemonic that it lacks.
-    pub fn lacks(code: &[u8]) -> Option<iced_x86::Mnemonic> {
-        Self::lacks_any(&super::instructions(code))
+    pub fn lacks(code: &[u8], bits: u32) -> Option<iced_x86::Mnemonic> {
+        Self::lacks_any(&super::instructions(code, bits))
     }
 
     /// The same of a sequence already decoded.
@@ -236,9 +263,7 @@ impl Native {
                 image[place(n, k)..place(n, k) + 8].copy_from_slice(&start.ymm[n][k].to_le_bytes());
             }
         }
-        let mut page = [0xccu8; 0x1000];
-        page[..code.len()].copy_from_slice(code);
-        page[code.len()..code.len() + 7].copy_from_slice(&super::WAY_OUT);
+        let page = super::page(code, start.bits);
         let mut out = start.clone();
         // SAFETY: the fixed mappings are ours and this thread holds the lock; `enter` keeps what the ABI says.
         unsafe {
@@ -249,13 +274,20 @@ impl Native {
             (*word(0x130), *word(0x138)) = (start.fs_base, start.gs_base);
             let frame = [
                 CODE,
-                super::generate::USER_CS.into(),
+                (if start.bits == 32 { USER_CS_32 } else { USER_CS }).into(),
                 start.rflags,
                 start.gpr[4],
-                super::generate::USER_SS.into(),
+                USER_SS.into(),
             ];
             std::ptr::copy_nonoverlapping(frame.as_ptr(), word(0x180), 5);
             *word(0x110) = godwit_oracle_leave as *const () as u64;
+            *word(0x1a8) = super::THROUGH | u64::from(USER_CS) << 32;
+            // DS and ES, FS, GS of 32-bit code; in 64-bit code they stay null.
+            *word(0x140) = if start.bits == 32 {
+                [USER_SS, FS, GS].iter().rev().fold(0, |all, s| all << 16 | u64::from(*s))
+            } else {
+                0
+            };
             std::ptr::copy_nonoverlapping(image.as_ptr(), word(0x400).cast(), image.len());
             godwit_oracle_enter();
             std::ptr::copy_nonoverlapping(word(0), out.gpr.as_mut_ptr(), 16);

@@ -1,4 +1,4 @@
-//! What the oracle draws from: every instruction form that the decoder finds in 64-bit code, by mnemonic, with the
+//! What the oracle draws from: every instruction form that the decoder finds in 64- and 32-bit code, by mnemonic, with the
 //! class that says how a sequence may hold it. Built by decoding all opcodes once; the same on every host.
 
 use iced_x86::{
@@ -19,11 +19,28 @@ pub enum Family {
     Sse,
     /// VEX: AVX, AVX2, FMA, F16C, BMI.
     Avx,
+    /// As Integer, in 32-bit code.
+    Integer32,
+    /// All others, in 32-bit code.
+    Vector32,
+}
+
+impl Family {
+    /// Of its code: 32 or 64.
+    pub fn bits(self) -> u32 {
+        if matches!(self, Family::Integer32 | Family::Vector32) { 32 } else { 64 }
+    }
 }
 
 /// All families, by name.
-pub const FAMILIES: [(&str, Family); 4] =
-    [("integer", Family::Integer), ("x87", Family::X87), ("sse", Family::Sse), ("avx", Family::Avx)];
+pub const FAMILIES: [(&str, Family); 6] = [
+    ("integer", Family::Integer),
+    ("x87", Family::X87),
+    ("sse", Family::Sse),
+    ("avx", Family::Avx),
+    ("integer32", Family::Integer32),
+    ("vector32", Family::Vector32),
+];
 
 /// How a sequence may hold an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +106,7 @@ pub struct Entry {
 /// All there is to draw.
 pub struct Table {
     /// By family, in the order of [`FAMILIES`].
-    pub families: [Vec<Entry>; 4],
+    pub families: [Vec<Entry>; 6],
     /// Mnemonics of the model that are never drawn, and why.
     pub left_out: BTreeMap<String, &'static str>,
 }
@@ -158,8 +175,9 @@ fn allowed(f: F) -> bool {
 }
 
 /// Why an instruction of the model is never drawn.
-fn refused(m: M) -> Option<&'static str> {
+fn refused(m: M, bits: u32) -> Option<&'static str> {
     Some(match m {
+        M::Iretd if bits == 32 => return None,
         M::Syscall | M::Sysenter | M::Sysexit | M::Sysexitq | M::Sysret | M::Sysretq => {
             "calls the host's kernel, or is undefined by vendor in 64-bit code"
         }
@@ -171,7 +189,8 @@ fn refused(m: M) -> Option<&'static str> {
         M::Int1 => "virtualised processors disagree whether it has passed",
         M::Ud0 => "its length differs by vendor (`ud0-length`)",
         M::Reservednop => "defined by vendor",
-        M::Iret | M::Iretd => "IRETQ stands for it",
+        M::Iret | M::Iretd => "IRETQ stands for it, in 32-bit code IRETD",
+        M::Les | M::Lds => "loads a segment from the host's tables",
         M::Rsm => "system management mode is not in the model",
         _ => return None,
     })
@@ -203,6 +222,8 @@ fn class(i: &Instruction) -> Class {
         }
         M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss => Class::Approximate,
         M::Vrcpps | M::Vrcpss | M::Vrsqrtps | M::Vrsqrtss => Class::Approximate,
+        // Not as often as it might be: a trap that most flags do not give.
+        M::Into => Class::Plain,
         M::Int | M::Int3 | M::Ud1 | M::Ud2 => Class::Fatal,
         M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd | M::Cli | M::Sti => {
             Class::Fatal
@@ -213,10 +234,16 @@ fn class(i: &Instruction) -> Class {
     }
 }
 
-fn family(i: &Instruction) -> Family {
+fn family(i: &Instruction, bits: u32) -> Family {
     let has = |list: &[F]| i.cpuid_features().iter().any(|f| list.contains(f));
     let state = class(i) == Class::Environment;
-    if i.encoding() == EncodingKind::VEX {
+    let vectors = i.encoding() == EncodingKind::VEX || state;
+    if bits == 32 {
+        let others =
+            [F::FPU, F::FPU287, F::FPU387, F::MMX, F::SSE, F::SSE2, F::SSE3, F::SSSE3, F::SSE4_1, F::SSE4_2];
+        let others = vectors || has(&others) || has(&[F::AES, F::PCLMULQDQ, F::SHA]);
+        if others { Family::Vector32 } else { Family::Integer32 }
+    } else if i.encoding() == EncodingKind::VEX {
         Family::Avx
     } else if has(&[F::FPU, F::FPU287, F::FPU387, F::MMX]) || state {
         Family::X87
@@ -228,8 +255,8 @@ fn family(i: &Instruction) -> Family {
 }
 
 /// Decodes one instruction.
-pub fn decode(bytes: &[u8]) -> Instruction {
-    Decoder::with_ip(64, bytes, super::CODE, DecoderOptions::NONE).decode()
+pub fn decode(bytes: &[u8], bits: u32) -> Instruction {
+    Decoder::with_ip(bits, bytes, super::CODE, DecoderOptions::NONE).decode()
 }
 
 /// The bytes in front of ModRM.
@@ -259,7 +286,7 @@ pub fn head(f: &Form, rex: u8, vvvv: u8, out: &mut Vec<u8>) {
     out.push(f.opcode);
 }
 
-fn probe(f: &Form, reg: u8, rm: u8) -> Option<Instruction> {
+fn probe(f: &Form, reg: u8, rm: u8, bits: u32) -> Option<Instruction> {
     let mut bytes = Vec::with_capacity(16);
     head(f, 0, if f.vvvv { 2 } else { 0 }, &mut bytes);
     if f.memory {
@@ -268,20 +295,21 @@ fn probe(f: &Form, reg: u8, rm: u8) -> Option<Instruction> {
         bytes.push(0xc0 | reg << 3 | rm);
     }
     bytes.extend([0x11; 8]);
-    let i = decode(&bytes);
+    let i = decode(&bytes, bits);
     if i.is_invalid() {
         return None;
     }
-    let by_modrm = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) && i.memory_displ_size() != 8;
+    let offset = !f.vex && f.map == 0 && matches!(f.opcode, 0xa0..=0xa3);
+    let by_modrm = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) && !offset;
     (!f.memory || by_modrm).then_some(i)
 }
 
-fn selectable(i: &Instruction, left_out: &mut BTreeMap<String, &'static str>) -> bool {
+fn selectable(i: &Instruction, bits: u32, left_out: &mut BTreeMap<String, &'static str>) -> bool {
     let m = i.mnemonic();
     if !i.cpuid_features().iter().all(|f| allowed(*f)) {
         return false;
     }
-    if let Some(why) = refused(m) {
+    if let Some(why) = refused(m, bits) {
         left_out.insert(format!("{m:?}"), why);
         return false;
     }
@@ -303,9 +331,10 @@ fn selectable(i: &Instruction, left_out: &mut BTreeMap<String, &'static str>) ->
                 | Code::Retnw_imm16
                 | Code::Retfw
                 | Code::Retfw_imm16
-                | Code::Retfd
-                | Code::Retfd_imm16
-        );
+                | Code::Jmp_ptr1616
+                | Code::Call_ptr1616
+        ) || bits == 64 && matches!(i.code(), Code::Retfd | Code::Retfd_imm16)
+            || i.op0_kind() == OpKind::NearBranch16;
         far64 || narrow
     };
     let loads_segment = segment && m != M::Push;
@@ -314,16 +343,32 @@ fn selectable(i: &Instruction, left_out: &mut BTreeMap<String, &'static str>) ->
 
 fn build() -> Table {
     let mut left_out = BTreeMap::new();
+    let mut families: [Vec<Entry>; 6] = Default::default();
+    for bits in [64, 32] {
+        forms(bits, &mut families, &mut left_out);
+    }
+    // An instruction that is drawn in one form is not left out.
+    let drawn: BTreeSet<String> = families.iter().flatten().map(|e| format!("{:?}", e.mnemonic)).collect();
+    left_out.retain(|m, _| !drawn.contains(m));
+    Table { families, left_out }
+}
+
+/// Adds every form that the decoder finds in code of that many bits.
+fn forms(bits: u32, families: &mut [Vec<Entry>; 6], left_out: &mut BTreeMap<String, &'static str>) {
     let mut forms: BTreeMap<(Family, u32), (M, Class, Vec<Form>)> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     let prefixes = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
     let mut add = |f: Form, i: &Instruction, left_out: &mut BTreeMap<String, &'static str>| {
-        if !selectable(i, left_out) || !seen.insert((f.code as u32, f.memory, f.reg, f.rm, f.opcode, f.vvvv))
+        if !selectable(i, bits, left_out)
+            || !seen.insert((f.code as u32, f.memory, f.reg, f.rm, f.opcode, f.vvvv))
         {
             return;
         }
-        let entry =
-            forms.entry((family(i), i.mnemonic() as u32)).or_insert((i.mnemonic(), class(i), Vec::new()));
+        let entry = forms.entry((family(i, bits), i.mnemonic() as u32)).or_insert((
+            i.mnemonic(),
+            class(i),
+            Vec::new(),
+        ));
         entry.2.push(f);
     };
     for shape in 0..4 * 2 * 4 * 2 * 2u32 {
@@ -334,12 +379,13 @@ fn build() -> Table {
             shape >> 5 & 1 != 0,
             shape >> 6 & 1 != 0,
         );
-        if vex && map == 0 || !vex && l {
+        if vex && map == 0 || !vex && (l || w && bits == 32) {
             continue;
         }
         for opcode in 0..=255u8 {
-            let is_prefix =
-                prefixes.contains(&opcode) || matches!(opcode, 0x0f | 0x40..=0x4f | 0x62 | 0xc4 | 0xc5);
+            let is_prefix = prefixes.contains(&opcode)
+                || matches!(opcode, 0x0f | 0xc4 | 0xc5)
+                || bits == 64 && matches!(opcode, 0x40..=0x4f | 0x62);
             if !vex && map == 0 && is_prefix || !vex && map == 1 && matches!(opcode, 0x38 | 0x3a) {
                 continue;
             }
@@ -361,7 +407,7 @@ fn build() -> Table {
                 let rms: u8 = if memory { 1 } else { 8 };
                 let all: Vec<Option<Instruction>> = (0..8)
                     .flat_map(|reg| (0..rms).map(move |rm| (reg, rm)))
-                    .map(|(reg, rm)| probe(&base, reg, rm))
+                    .map(|(reg, rm)| probe(&base, reg, rm, bits))
                     .collect();
                 let same = |part: &[Option<Instruction>]| {
                     let first = part[0].map(|i| i.code());
@@ -376,7 +422,7 @@ fn build() -> Table {
                 };
                 if same(&all) {
                     if let Some(i) = &all[0] {
-                        add(form(i, None, None), i, &mut left_out);
+                        add(form(i, None, None), i, left_out);
                     }
                     continue;
                 }
@@ -384,27 +430,22 @@ fn build() -> Table {
                     let row = &all[usize::from(reg * rms)..usize::from((reg + 1) * rms)];
                     if same(row) {
                         if let Some(i) = &row[0] {
-                            add(form(i, Some(reg), None), i, &mut left_out);
+                            add(form(i, Some(reg), None), i, left_out);
                         }
                         continue;
                     }
                     for (rm, i) in row.iter().enumerate() {
                         if let Some(i) = i {
-                            add(form(i, Some(reg), Some(rm as u8)), i, &mut left_out);
+                            add(form(i, Some(reg), Some(rm as u8)), i, left_out);
                         }
                     }
                 }
             }
         }
     }
-    let mut families: [Vec<Entry>; 4] = Default::default();
     for ((family, _), (mnemonic, class, forms)) in forms {
         families[family as usize].push(Entry { mnemonic, class, forms });
     }
-    // An instruction that is drawn in one form is not left out.
-    let drawn: BTreeSet<String> = families.iter().flatten().map(|e| format!("{:?}", e.mnemonic)).collect();
-    left_out.retain(|m, _| !drawn.contains(m));
-    Table { families, left_out }
 }
 
 /// The table.

@@ -3,7 +3,7 @@
 
 use super::CODE;
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, Register, RflagsBits,
+    Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic as M, OpKind, Register, RflagsBits,
 };
 
 /// Status flags in RFLAGS' own bits.
@@ -58,8 +58,13 @@ pub fn reads(i: &Instruction, flags: u64) -> bool {
 
 /// Where an instruction may lead besides the next one.
 pub fn target(i: &Instruction) -> Option<u64> {
-    if i.op_count() > 0 && i.op0_kind() == OpKind::NearBranch64 {
-        Some(i.near_branch64())
+    if i.op_count() > 0 && matches!(i.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) {
+        Some(i.near_branch_target())
+    } else if i.op_count() > 0 && i.op0_kind() == OpKind::FarBranch32 {
+        Some(i.far_branch32().into())
+    } else if i.code() == Code::Mov_r32_imm32 && (CODE..CODE + 0x1000).contains(&i.immediate32().into()) {
+        // As LEA below, in 32-bit code.
+        Some(i.immediate32().into())
     } else if i.mnemonic() == M::Lea && i.memory_base() == Register::RIP {
         // What a branch through a register or the stack goes to.
         Some(i.ip_rel_memory_address())
@@ -69,8 +74,8 @@ pub fn target(i: &Instruction) -> Option<u64> {
 }
 
 /// Flags undefined at the end of `code`, and those undefined anywhere in it.
-pub fn flags(code: &[u8]) -> (u64, u64) {
-    let mut decoder = Decoder::with_ip(64, code, CODE, DecoderOptions::NONE);
+pub fn flags(code: &[u8], bits: u32) -> (u64, u64) {
+    let mut decoder = Decoder::with_ip(bits, code, CODE, DecoderOptions::NONE);
     let (mut now, mut ever) = (0, 0);
     let mut joins: Vec<(u64, u64)> = Vec::new();
     while decoder.can_decode() {

@@ -287,10 +287,10 @@ ops! {
         cpu.x87_wait()?;
         let (v, mask) = (cpu.mm(op.a), cpu.mm(op.b));
         let offset = cpu.gpr[RDI] & address_mask(op.asize);
-        let at = cpu.linear(usize::from(op.seg), offset, 8, true)?;
         let chosen = |i: u64| mask >> (8 * i) & 0x80 != 0;
         // The switch from x87 stands although a store faults, as found on the silicon.
         cpu.enter_mmx();
+        let at = cpu.linear(usize::from(op.seg), offset, 8, true)?;
         // Its start is looked at whatever the mask, which the manual leaves open; as found on the silicon.
         cpu.check_write(at, 1)?;
         for i in (0..8).filter(|i| chosen(*i)) {

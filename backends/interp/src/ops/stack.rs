@@ -304,13 +304,16 @@ ops! {
         u16::set(cpu, op.a, r)
     }
 
+    /// Written only if it changes: it may stand where nothing may be written.
     fn arpl_mem<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 2, true)?;
-        let b = u16::get(cpu, op.b);
-        cpu.rmw::<u16>(at, |cpu, a| {
-            cpu.lazy.change(ZF, if a & 3 < b & 3 { ZF } else { 0 });
-            if a & 3 < b & 3 { a & !3 | b & 3 } else { a }
-        })?
+        let at = A::at(cpu, op, 2, false)?;
+        let (a, b) = (cpu.read::<u16>(at)?, u16::get(cpu, op.b));
+        let below = a & 3 < b & 3;
+        if below {
+            A::at(cpu, op, 2, true)?;
+            cpu.write(at, a & !3 | b & 3)?;
+        }
+        cpu.lazy.change(ZF, if below { ZF } else { 0 })
     }
 }
 

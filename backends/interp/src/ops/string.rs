@@ -72,6 +72,11 @@ fn plain(cpu: &Cpu, op: OpPtr) -> bool {
     cpu.long_code() && op.asize == 8 && cpu.flags & DF == 0
 }
 
+/// Whether an element reaches into the next page: it faults as one, not as its first part would.
+fn straddles<T: Int>(at: u64) -> bool {
+    at & 0xfff > 0x1000 - T::BYTES as u64
+}
+
 impl Element for Movs {
     fn one<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Exec {
         let from = source::<T>(cpu, op)?;
@@ -87,8 +92,11 @@ impl Element for Movs {
             return Ok(0);
         }
         let from = source::<T>(cpu, op)?;
-        let Some((src, room_src)) = cpu.run_of(from, false)? else { return Ok(0) };
         let to = dest::<T>(cpu, op, true)?;
+        if straddles::<T>(from) || straddles::<T>(to) {
+            return Ok(0);
+        }
+        let Some((src, room_src)) = cpu.run_of(from, false)? else { return Ok(0) };
         let Some((dst, room_dst)) = cpu.run_of(to, true)? else { return Ok(0) };
         let n = count.min(room_src / T::BYTES as u64).min(room_dst / T::BYTES as u64);
         let bytes = n * T::BYTES as u64;
@@ -116,6 +124,9 @@ impl Element for Stos {
             return Ok(0);
         }
         let to = dest::<T>(cpu, op, true)?;
+        if straddles::<T>(to) {
+            return Ok(0);
+        }
         let Some((dst, room)) = cpu.run_of(to, true)? else { return Ok(0) };
         let n = count.min(room / T::BYTES as u64);
         let v = T::new(cpu.gpr[RAX]);
