@@ -180,8 +180,12 @@ impl Cache {
                 Some(op) => Cellule { op: ManuallyDrop::new(op.clone()) },
                 None => {
                     block.slots |= 1 << i;
-                    let slot =
-                        Slot { to: Cell::new(None), tag: Cell::new(0), va: Cell::new(0), page: Cell::new(0) };
+                    let slot = Slot {
+                        to: Cell::new(None),
+                        tag: Cell::new(0),
+                        from: Cell::new(0),
+                        page: Cell::new(0),
+                    };
                     Cellule { slot: ManuallyDrop::new(slot) }
                 }
             };
@@ -203,7 +207,7 @@ impl Cache {
                 slot: ManuallyDrop::new(Slot {
                     to: Cell::new(None),
                     tag: Cell::new(0),
-                    va: Cell::new(0),
+                    from: Cell::new(0),
                     page: Cell::new(0),
                 }),
             };

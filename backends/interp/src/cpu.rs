@@ -8,7 +8,7 @@ use crate::mmu::ram::RamMap;
 use crate::mmu::space::Spaces;
 use crate::mmu::tlb::{self, Tlb};
 use crate::num::vec::V256;
-use crate::op::{Abort, Flow, OpPtr};
+use crate::op::{Abort, Flow, OpPtr, opaque};
 use crate::shared::{VcpuShared, VmShared};
 use godwit_sdk::Host;
 use godwit_state::model::{CpuidEntry, Features};
@@ -170,10 +170,9 @@ pub(crate) struct Jump {
 /// Entries of the jump cache.
 pub(crate) const JUMPS: usize = 4096;
 
-/// One vCPU.
+/// One vCPU. What handlers use most comes first: the shortest forms of the host's instructions reach 127 bytes far.
+#[repr(C)]
 pub(crate) struct Cpu {
-    /// General registers in encoding order, then [`ZERO`] and [`PAGE`].
-    pub gpr: [u64; REGS],
     pub lazy: Lazy,
     /// Instructions left before the dispatcher looks around.
     pub budget: i64,
@@ -181,21 +180,24 @@ pub(crate) struct Cpu {
     pub class: u64,
     /// `epoch << 16 | mode`: for which links and jump cache entries are good.
     pub tag: u64,
+    pub jumps: Box<[Jump; JUMPS]>,
+    /// General registers in encoding order, then [`ZERO`] and [`PAGE`].
+    pub gpr: [u64; REGS],
     /// Next instruction, valid between chains.
     pub rip: u64,
     /// Selects the bits of an instruction pointer.
     pub rip_mask: u64,
     /// RFLAGS without the arithmetic flags and bit 1.
     pub flags: u64,
-    /// The branch whose slot is to be linked.
+    /// The branch whose slot is to be linked, and [`PAGE`] there.
     pub link: Option<OpPtr>,
-    pub seg: [SegmentV1; 6],
+    pub link_page: u64,
     pub vec: [V256; 16],
+    pub seg: [SegmentV1; 6],
     pub fpu: Fpu,
     pub rtlb: Tlb,
     pub wtlb: Tlb,
     pub ftlb: Tlb,
-    pub jumps: Box<[Jump; JUMPS]>,
     #[cfg(feature = "plain-loop")]
     pub next_op: Option<OpPtr>,
     pub cpl: u8,
@@ -261,7 +263,7 @@ impl Cpu {
         if std::mem::take(&mut self.exception.non_canonical) && usize::from(op.seg) == SS {
             self.exception.vector = 12;
         }
-        Flow::Fault
+        opaque(Flow::Fault)
     }
 
     /// Puts an exception in place. Returns what an instruction's body returns.
@@ -290,6 +292,11 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn long_code(&self) -> bool {
         self.tag & mode::BITS == 2
+    }
+
+    /// The dispatcher looks around after every instruction.
+    pub(crate) fn stepping(&self) -> bool {
+        self.tag & mode::STEP != 0
     }
 
     pub(crate) fn long_mode(&self) -> bool {

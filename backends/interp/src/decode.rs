@@ -124,6 +124,11 @@ impl Lower<'_> {
         }
     }
 
+    /// The memory operand is one of [`crate::ops::operand::Segment`].
+    pub(crate) fn in_segment(&self) -> bool {
+        self.bits == 64 && self.op.asize == 8 && self.op.seg >= 4
+    }
+
     /// Fills in the memory operand.
     fn memory(&mut self) {
         let i = self.i;
@@ -161,7 +166,7 @@ impl Lower<'_> {
         };
         self.op.index =
             if index == Register::None || index.is_vector_register() { ZERO } else { register_number(index) };
-        self.op.scale = i.memory_index_scale().trailing_zeros() as u8;
+        self.op.scale = i.memory_index_scale() as u8;
         self.op.disp = disp as i32;
         let plain = self.bits == 64 && asize == 8 && self.op.seg < 4;
         self.form = match (plain, self.op.index == ZERO) {
@@ -462,7 +467,7 @@ impl Cpu {
                 flags: needed >> n & 1 != 0,
                 locked: i.has_lock_prefix(),
                 features: self.features,
-                then: list.get(n + 1).filter(|_| self.tag & mode::STEP == 0),
+                then: list.get(n + 1).filter(|_| !self.stepping()),
                 fused: false,
                 end,
                 far_rip: false,
@@ -491,6 +496,10 @@ impl Cpu {
             let conditional = slot && branch.flow_control() == FlowControl::ConditionalBranch;
             open = valid && (conditional || branch.flow_control() == FlowControl::Next);
             n += 1;
+            // The next op counts it. An op that writes memory may write the NOP behind it, which then has to be looked at.
+            if valid && i.mnemonic() == Mnemonic::Nop && !self.stepping() && n > 1 && pure(&list[n - 2]) {
+                continue;
+            }
             let mut step = if valid && !l.far_rip { pair::plain(&l) } else { None };
             if let (Some(mov), Some(then)) = (steps.last().copied().flatten(), step)
                 && let Some(both) = pair::merge(&mov, &then)
@@ -499,7 +508,7 @@ impl Cpu {
                 steps.pop();
                 step = Some(both);
                 l.op.off = before.off;
-                l.op.len += before.len;
+                l.op.len = (end - u64::from(before.off)) as u8;
             }
             cells.push(Some(l.op));
             steps.push(step);
@@ -517,10 +526,15 @@ impl Cpu {
     }
 }
 
-/// Joins plain instructions in pairs.
+/// Joins plain instructions in pairs and rows.
 fn join(cells: &mut [Option<Op>], steps: &[Option<Plain>]) {
     let mut n = 0;
     while n < cells.len() {
+        if let (Some(Some(x)), (Some(handler), ops)) = (cells.get(n), pair::row(&steps[n..])) {
+            x.run.set(handler);
+            n += ops;
+            continue;
+        }
         let (head, tail) = cells.split_at_mut(n + 1);
         if let (Some(Some(x)), Some(Some(px))) = (head.last_mut(), steps.get(n)) {
             if let (Some(Some(y)), Some(Some(py))) = (tail.first_mut(), steps.get(n + 1))

@@ -63,7 +63,7 @@ impl Cpu {
         self.budget = BUDGET;
         let mut flow = Flow::Next;
         let result = loop {
-            if self.check_events || self.budget <= 0 {
+            if self.check_events || self.budget < 0 {
                 break Flow::Next;
             }
             let op = match self.find(flow == Flow::Stale) {
@@ -148,7 +148,10 @@ impl Cpu {
             }
         };
         self.gpr[PAGE as usize] = page;
-        self.jumps[jump_index(rip)] = Jump { va: rip, tag: self.tag, page, op: Some(op) };
+        // Those of single steps are not for an indirect branch to run on to.
+        if self.tag & mode::STEP == 0 {
+            self.jumps[jump_index(rip)] = Jump { va: rip, tag: self.tag, page, op: Some(op) };
+        }
         Ok(op)
     }
 
@@ -168,7 +171,7 @@ impl Cpu {
         let slot = from.slot();
         slot.page.set(self.gpr[PAGE as usize]);
         slot.to.set(Some(to));
-        slot.va.set(self.rip);
+        slot.from.set(self.link_page);
         slot.tag.set(self.tag);
     }
 
@@ -264,7 +267,7 @@ impl Cpu {
         self.shadow_ss = false;
         let flow = match self.find(false) {
             Ok(op) => {
-                self.budget = 1;
+                self.budget = 0;
                 let flow = op.go(self);
                 #[cfg(feature = "plain-loop")]
                 let flow = {

@@ -45,9 +45,9 @@ pub(crate) const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
 /// All that RFLAGS has, but for bit 1.
 pub(crate) const ALL: u64 = ARITH | TF | IF | DF | IOPL | NT | RF | VM | AC | VIF | VIP | ID;
 
-/// What set the flags last, times four, plus the width's logarithm.
+/// What set the flags last: in `op` times four, plus the width's logarithm.
 pub(crate) mod kind {
-    /// `src` holds the flags themselves.
+    /// `src` holds the flags themselves; `dst` is zero if ZF is among them.
     pub(crate) const BITS: u32 = 0;
     /// Addition: `dst` result, `src` second operand.
     pub(crate) const ADD: u32 = 1;
@@ -69,8 +69,13 @@ pub(crate) mod kind {
     pub(crate) const MUL: u32 = 9;
 }
 
+/// In `op`: carry is not what `kind` says.
+const CARRY_GIVEN: u32 = 1 << 8;
+/// It is set.
+const CARRY: u32 = 1 << 9;
+
 /// Lazy flags.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Lazy {
     pub dst: u64,
     pub src: u64,
@@ -78,6 +83,9 @@ pub(crate) struct Lazy {
 }
 
 impl Lazy {
+    /// All six clear.
+    pub(crate) const NONE: Lazy = Lazy { dst: ZF, src: 0, op: kind::BITS * 4 };
+
     #[inline(always)]
     pub(crate) fn set<T: Int>(&mut self, kind: u32, dst: T, src: T) {
         self.dst = dst.z();
@@ -94,8 +102,24 @@ impl Lazy {
     /// Sets all six flags to those in `bits`.
     #[inline(always)]
     pub(crate) fn put(&mut self, bits: u64) {
+        self.dst = !bits & ZF;
         self.src = bits & ARITH;
         self.op = kind::BITS * 4;
+    }
+
+    /// Changes only the carry.
+    #[inline(always)]
+    pub(crate) fn set_carry(&mut self, on: bool) {
+        if self.kind() == kind::BITS {
+            self.src = self.src & !CF | u64::from(on);
+        } else {
+            self.op = self.op & (CARRY_GIVEN - 1) | CARRY_GIVEN | if on { CARRY } else { 0 };
+        }
+    }
+
+    #[inline(always)]
+    fn kind(&self) -> u32 {
+        self.op >> 2 & 0x3f
     }
 
     #[inline(always)]
@@ -108,9 +132,12 @@ impl Lazy {
         1 << ((8 << (self.op & 3)) - 1)
     }
 
-    #[inline]
+    #[inline(never)]
     pub(crate) fn cf(&self) -> bool {
-        match self.op >> 2 {
+        if self.op & CARRY_GIVEN != 0 {
+            return self.op & CARRY != 0;
+        }
+        match self.kind() {
             kind::BITS | kind::INC | kind::DEC => self.src & CF != 0,
             kind::ADD => self.dst < self.src,
             kind::SUB => self.dst.wrapping_add(self.src) & self.mask() < self.src,
@@ -123,18 +150,18 @@ impl Lazy {
 
     #[inline]
     pub(crate) fn zf(&self) -> bool {
-        if self.op >> 2 == kind::BITS { self.src & ZF != 0 } else { self.dst == 0 }
+        self.dst == 0
     }
 
     #[inline]
     pub(crate) fn sf(&self) -> bool {
-        if self.op >> 2 == kind::BITS { self.src & SF != 0 } else { self.dst & self.top() != 0 }
+        if self.kind() == kind::BITS { self.src & SF != 0 } else { self.dst & self.top() != 0 }
     }
 
     #[inline]
     pub(crate) fn of(&self) -> bool {
         let top = self.top();
-        match self.op >> 2 {
+        match self.kind() {
             kind::BITS => self.src & OF != 0,
             kind::ADD => {
                 let a = self.dst.wrapping_sub(self.src);
@@ -155,11 +182,11 @@ impl Lazy {
 
     #[inline]
     pub(crate) fn pf(&self) -> bool {
-        if self.op >> 2 == kind::BITS { self.src & PF != 0 } else { (self.dst as u8).count_ones() & 1 == 0 }
+        if self.kind() == kind::BITS { self.src & PF != 0 } else { (self.dst as u8).count_ones() & 1 == 0 }
     }
 
     pub(crate) fn af(&self) -> bool {
-        match self.op >> 2 {
+        match self.kind() {
             kind::BITS => self.src & AF != 0,
             kind::ADD => (self.dst.wrapping_sub(self.src) ^ self.src ^ self.dst) & 16 != 0,
             kind::SUB => (self.dst.wrapping_add(self.src) ^ self.src ^ self.dst) & 16 != 0,
@@ -172,7 +199,7 @@ impl Lazy {
 
     /// The six flags.
     pub(crate) fn bits(&self) -> u64 {
-        if self.op >> 2 == kind::BITS {
+        if self.kind() == kind::BITS {
             return self.src & ARITH;
         }
         let bit = |on: bool, mask: u64| if on { mask } else { 0 };
@@ -191,7 +218,7 @@ impl Lazy {
     }
 
     /// Condition `cc`, numbered as in the opcodes.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn cond(&self, cc: u8) -> bool {
         let value = match cc >> 1 {
             0 => self.of(),
@@ -204,6 +231,51 @@ impl Lazy {
             _ => self.zf() || self.sf() != self.of(),
         };
         value != (cc & 1 != 0)
+    }
+
+    /// Carry, if it takes few instructions.
+    #[inline(always)]
+    pub(crate) fn quick_cf(&self) -> Option<bool> {
+        match (self.op >> 2, self.op & 3) {
+            (kind::ADD, _) => Some(self.dst < self.src),
+            (kind::LOGIC, _) => Some(false),
+            (kind::SUB, 3) => Some(self.dst.wrapping_add(self.src) < self.src),
+            (kind::BITS | kind::INC | kind::DEC, _) => Some(self.src & CF != 0),
+            _ => None,
+        }
+    }
+
+    /// Condition `CC`, if it takes few instructions: after a comparison, or by the flags themselves.
+    #[inline(always)]
+    pub(crate) fn quick_cond<const CC: u8>(&self) -> Option<bool> {
+        // What decides it where `src` holds the flags; the signed comparisons need two of them.
+        let bits = match CC >> 1 {
+            0 => OF,
+            1 => CF,
+            2 => ZF,
+            3 => CF | ZF,
+            4 => SF,
+            5 => PF,
+            _ => 0,
+        };
+        if CC >> 1 == 2 {
+            return Some(self.zf() != (CC & 1 != 0));
+        }
+        if CC >> 1 == 1 && self.op & CARRY_GIVEN != 0 {
+            return Some((self.op & CARRY != 0) != (CC & 1 != 0));
+        }
+        let before = self.dst.wrapping_add(self.src);
+        if self.op == kind::SUB * 4 + u64::LOG {
+            Some(compare::<u64, CC>(before, self.src))
+        } else if self.op >> 2 == kind::SUB && CC >> 1 != 5 {
+            // The same at the top of 64 bits.
+            let shift = 64 - (8 << (self.op & 3));
+            Some(compare::<u64, CC>(before << shift, self.src << shift))
+        } else if bits != 0 && self.op == kind::BITS * 4 {
+            Some((self.src & bits != 0) != (CC & 1 != 0))
+        } else {
+            None
+        }
     }
 }
 

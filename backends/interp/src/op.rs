@@ -52,7 +52,7 @@ pub(crate) struct Op {
     pub base: u8,
     /// Index register, or [`crate::cpu::ZERO`].
     pub index: u8,
-    /// The index is shifted left by this.
+    /// The index is multiplied by this.
     pub scale: u8,
     /// Segment register of the memory operand.
     pub seg: u8,
@@ -76,8 +76,8 @@ pub(crate) struct Slot {
     pub to: Cell<Option<OpPtr>>,
     /// For a target in another page: `cpu.tag` for which the link is good.
     pub tag: Cell<u64>,
-    /// For a target in another page: the instruction pointer for which it is good.
-    pub va: Cell<u64>,
+    /// For a target in another page: `gpr[PAGE]` here, for which it is good.
+    pub from: Cell<u64>,
     /// For a target in another page: `gpr[PAGE]` there.
     pub page: Cell<u64>,
 }
@@ -180,7 +180,14 @@ pub(crate) fn fall(cpu: &mut Cpu, op: OpPtr) -> Flow {
     Flow::Chain
 }
 
-/// An instruction was stopped by the exception in `cpu.exception`.
+/// A flow that the compiler does not know. A handler's last call would be none if its caller knew what it returns.
+#[inline(always)]
+pub(crate) fn opaque(flow: Flow) -> Flow {
+    std::hint::black_box(flow)
+}
+
+/// An instruction was stopped by the exception in `cpu.exception`; or, from a quick form of an operand (see
+/// `ops::operand`), nothing has happened yet and there is no exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Abort;
 
@@ -213,4 +220,18 @@ macro_rules! leave {
     }};
 }
 
-pub(crate) use {leave, run};
+/// Body of a handler with quick operands, which then runs on; and the handler that does it all where they will not do.
+/// The body changes nothing before its last access.
+macro_rules! quick {
+    ($cpu:ident, $op:ident, $general:expr, $body:block) => {{
+        // As above.
+        #[allow(clippy::redundant_closure_call)]
+        let result: $crate::op::Exec = (|| $body)();
+        match result {
+            Ok(()) => $crate::op::next($cpu, $op),
+            Err(_) => $general($cpu, $op),
+        }
+    }};
+}
+
+pub(crate) use {leave, quick, run};

@@ -3,6 +3,7 @@
 use crate::clock::Clock;
 use crate::counters;
 use crate::cpu::{Cpu, Fpu, JUMPS, Jump, REGS, System};
+use crate::flags::Lazy;
 use crate::lapic::Lapic;
 use crate::mmu::ram::Region;
 use crate::mmu::tlb::Tlb;
@@ -256,7 +257,7 @@ fn new_cpu(vm: &InterpVm, id: u32, me: Arc<VcpuShared>) -> Cpu {
     let code = (CODE_BYTES / vcpus as usize).max(VCPU_CODE_BYTES);
     let mut cpu = Cpu {
         gpr: [0; REGS],
-        lazy: Default::default(),
+        lazy: Lazy::NONE,
         budget: 0,
         class: 0,
         tag: 0,
@@ -264,6 +265,7 @@ fn new_cpu(vm: &InterpVm, id: u32, me: Arc<VcpuShared>) -> Cpu {
         rip_mask: u64::MAX,
         flags: 0,
         link: None,
+        link_page: 0,
         seg: [s.es, s.cs, s.ss, s.ds, s.fs, s.gs],
         vec: [V256::ZERO; 16],
         fpu: Fpu {

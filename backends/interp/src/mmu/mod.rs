@@ -1,11 +1,12 @@
 //! Guest memory as instructions see it: linear addresses, translated, checked, watched for code.
 //!
 //! ```text
-//! handler ── read/write::<T>(va) ──► TLB entry matches ──► host access        (inlined)
-//!                                └─► slow path ──► walk ──► fill ──► RAM, MMIO, code page, page crossing
+//! quick handler ── quick_read/quick_write::<T>(va) ──► TLB entry matches ──► host access        (inlined)
+//!                                                  └─► nothing: the op's general handler
+//! general one ──── read/write::<T>(va) ──► the same, else walk ──► fill ──► RAM, MMIO, code page, page crossing
 //! ```
-//! Callers: the handlers in `ops` through `read`, `write`, `rmw`; the segment and exception code through the
-//! `system_*` functions, which access as supervisor.
+//! Callers: the handlers in `ops`; the segment and exception code through the `system_*` functions, which access
+//! as supervisor.
 
 pub(crate) mod locked;
 pub(crate) mod ram;
@@ -31,45 +32,102 @@ impl Cpu {
     #[inline(always)]
     fn hit(&self, tlb: &Tlb, va: u64, bytes: u64) -> Option<usize> {
         let entry: &Entry = &tlb.hot[Tlb::index(va)];
+        // SAFETY: a reference's own field. Volatile, so that it is loaded beside the tag: left alone, the compiler loads
+        // it behind the comparison, and works the entry's address out once more for it.
+        let bias = unsafe { (&raw const entry.bias).read_volatile() };
         let tag = (va.wrapping_add(bytes - 1) & !PAGE_MASK) | self.class;
-        if entry.tag == tag { Some(va.wrapping_add(entry.bias) as usize) } else { None }
+        if entry.tag == tag { Some(va.wrapping_add(bias) as usize) } else { None }
+    }
+
+    /// The host's address of a linear one, if the TLB has all of `bytes` bytes there.
+    #[inline(always)]
+    pub(crate) fn quick_place(&self, va: u64, bytes: u64, write: bool) -> Exec<usize> {
+        self.hit(if write { &self.wtlb } else { &self.rtlb }, va, bytes).ok_or(Abort)
+    }
+
+    /// Reads at a linear address if the TLB has its page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_read<T: Int>(&mut self, va: u64) -> Exec<T> {
+        self.hit(&self.rtlb, va, T::BYTES as u64).map(ram::load).ok_or(Abort)
+    }
+
+    /// Writes at a linear address if the TLB has its page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_write<T: Int>(&mut self, va: u64, v: T) -> Exec {
+        self.hit(&self.wtlb, va, T::BYTES as u64).map(|host| ram::store(host, v)).ok_or(Abort)
+    }
+
+    /// Reads, and writes back what `f` makes of it, if the TLB has the page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_rmw<T: Int>(&mut self, va: u64, f: impl FnOnce(&mut Cpu, T) -> T) -> Exec {
+        let host = self.hit(&self.wtlb, va, T::BYTES as u64).ok_or(Abort)?;
+        let v = f(self, ram::load(host));
+        ram::store(host, v);
+        Ok(())
+    }
+
+    /// Reads 16 bytes if the TLB has their page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_read128(&mut self, va: u64) -> Exec<u128> {
+        self.hit(&self.rtlb, va, 16).map(ram::load128).ok_or(Abort)
+    }
+
+    /// Reads 32 bytes if the TLB has their page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_read256(&mut self, va: u64) -> Exec<[u128; 2]> {
+        let host = self.hit(&self.rtlb, va, 32).ok_or(Abort)?;
+        Ok([ram::load128(host), ram::load128(host + 16)])
+    }
+
+    /// Writes 32 bytes if the TLB has their page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_write256(&mut self, va: u64, v: [u128; 2]) -> Exec {
+        let host = self.hit(&self.wtlb, va, 32).ok_or(Abort)?;
+        ram::store128(host, v[0]);
+        ram::store128(host + 16, v[1]);
+        Ok(())
+    }
+
+    /// Writes 16 bytes if the TLB has their page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_write128(&mut self, va: u64, v: u128) -> Exec {
+        self.hit(&self.wtlb, va, 16).map(|host| ram::store128(host, v)).ok_or(Abort)
     }
 
     /// Reads at a linear address.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn read<T: Int>(&mut self, va: u64) -> Exec<T> {
-        match self.hit(&self.rtlb, va, T::BYTES as u64) {
-            Some(host) => Ok(ram::load(host)),
-            None => self.read_slow(va, T::BYTES).map(T::new),
+        match self.quick_read(va) {
+            Ok(v) => Ok(v),
+            Err(_) => self.read_slow(va, T::BYTES).map(T::new),
         }
     }
 
     /// Writes at a linear address.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn write<T: Int>(&mut self, va: u64, v: T) -> Exec {
-        match self.hit(&self.wtlb, va, T::BYTES as u64) {
-            Some(host) => {
-                ram::store(host, v);
-                Ok(())
-            }
-            None => self.write_slow(va, T::BYTES, v.z()),
+        match self.quick_write(va, v) {
+            Ok(()) => Ok(()),
+            Err(_) => self.write_slow(va, T::BYTES, v.z()),
         }
     }
 
-    /// Reads and writes back; gives what was there and what is there now.
+    /// Reads, and writes back what `f` makes of it.
     #[inline(always)]
     pub(crate) fn rmw<T: Int>(&mut self, va: u64, f: impl FnOnce(&mut Cpu, T) -> T) -> Exec {
+        let old = self.read_to_write(va)?;
+        let v = f(self, old);
+        self.write(va, v)
+    }
+
+    /// Reads what will be written: whatever a write would raise comes first.
+    #[inline(never)]
+    fn read_to_write<T: Int>(&mut self, va: u64) -> Exec<T> {
         match self.hit(&self.wtlb, va, T::BYTES as u64) {
-            Some(host) => {
-                let v = f(self, ram::load(host));
-                ram::store(host, v);
-                Ok(())
-            }
+            Some(host) => Ok(ram::load(host)),
             None => {
                 self.check_write(va, T::BYTES as u64)?;
-                let old = self.read_slow(va, T::BYTES)?;
-                let v = f(self, T::new(old));
-                self.write_slow(va, T::BYTES, v.z())
+                self.read_slow(va, T::BYTES).map(T::new)
             }
         }
     }
@@ -108,32 +166,23 @@ impl Cpu {
     }
 
     /// Reads 16 bytes.
-    #[inline(always)]
-    pub(crate) fn read128(&mut self, va: u64) -> Exec<u128> {
-        match self.hit(&self.rtlb, va, 16) {
-            Some(host) => Ok(ram::load128(host)),
-            None => self.read128_slow(va),
-        }
-    }
-
-    /// Writes 16 bytes.
-    #[inline(always)]
-    pub(crate) fn write128(&mut self, va: u64, v: u128) -> Exec {
-        match self.hit(&self.wtlb, va, 16) {
-            Some(host) => {
-                ram::store128(host, v);
-                Ok(())
-            }
-            None => self.write_bytes(va, &v.to_le_bytes()),
-        }
-    }
-
-    #[cold]
     #[inline(never)]
-    fn read128_slow(&mut self, va: u64) -> Exec<u128> {
+    pub(crate) fn read128(&mut self, va: u64) -> Exec<u128> {
+        if let Ok(v) = self.quick_read128(va) {
+            return Ok(v);
+        }
         let mut b = [0; 16];
         self.read_bytes(va, &mut b)?;
         Ok(u128::from_le_bytes(b))
+    }
+
+    /// Writes 16 bytes.
+    #[inline(never)]
+    pub(crate) fn write128(&mut self, va: u64, v: u128) -> Exec {
+        match self.quick_write128(va, v) {
+            Ok(()) => Ok(()),
+            Err(_) => self.write_bytes(va, &v.to_le_bytes()),
+        }
     }
 
     pub(crate) fn who(&self) -> Who {
@@ -292,7 +341,7 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
-    fn read_slow(&mut self, va: u64, bytes: usize) -> Exec<u64> {
+    pub(crate) fn read_slow(&mut self, va: u64, bytes: usize) -> Exec<u64> {
         self.check_alignment(va, bytes)?;
         self.data_breakpoint(va, bytes, false);
         if (va & PAGE_MASK) + bytes as u64 > PAGE_SIZE {
@@ -308,7 +357,7 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
-    fn write_slow(&mut self, va: u64, bytes: usize, v: u64) -> Exec {
+    pub(crate) fn write_slow(&mut self, va: u64, bytes: usize, v: u64) -> Exec {
         // Most often: a page that holds code besides data.
         let i = Tlb::index(va);
         let entry = self.wtlb.hot[i];

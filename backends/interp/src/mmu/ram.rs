@@ -148,9 +148,10 @@ impl RamMap {
     }
 }
 
-#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+#[cfg(target_arch = "x86_64")]
 mod raw {
     use super::*;
+    use std::arch::asm;
     #[repr(C, packed)]
     #[derive(Clone, Copy)]
     struct Any<T>(T);
@@ -187,10 +188,25 @@ mod raw {
         by_size!(T, U => T::new(u64::from(unsafe { std::ptr::with_exposed_provenance::<Any<U>>(at).read_volatile() }.0)))
     }
 
+    /// One instruction each: a volatile write of less alignment than the type's goes through the stack.
     #[inline(always)]
     pub(crate) fn store<T: Int>(at: usize, v: T) {
+        let v = v.z();
         // SAFETY: as `load`; a writable region.
-        by_size!(T, U => unsafe { std::ptr::with_exposed_provenance_mut::<Any<U>>(at).write_volatile(Any(v.z() as U)) })
+        unsafe {
+            match T::BYTES {
+                1 => {
+                    asm!("mov byte ptr [{}], {}", in(reg) at, in(reg_byte) v as u8, options(nostack, preserves_flags))
+                }
+                2 => {
+                    asm!("mov word ptr [{}], {:x}", in(reg) at, in(reg) v as u16, options(nostack, preserves_flags))
+                }
+                4 => {
+                    asm!("mov dword ptr [{}], {:e}", in(reg) at, in(reg) v as u32, options(nostack, preserves_flags))
+                }
+                _ => asm!("mov qword ptr [{}], {}", in(reg) at, in(reg) v, options(nostack, preserves_flags)),
+            }
+        }
     }
 
     #[inline(always)]
@@ -201,12 +217,16 @@ mod raw {
 
     #[inline(always)]
     pub(crate) fn store128(at: usize, v: u128) {
+        // SAFETY: both types are 16 bytes of any value.
+        let v: std::arch::x86_64::__m128i = unsafe { std::mem::transmute(v) };
         // SAFETY: as `store`, for 16 bytes.
-        unsafe { std::ptr::with_exposed_provenance_mut::<Any<u128>>(at).write_volatile(Any(v)) }
+        unsafe {
+            asm!("movups xmmword ptr [{}], {}", in(reg) at, in(xmm_reg) v, options(nostack, preserves_flags))
+        }
     }
 }
 
-#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
+#[cfg(not(target_arch = "x86_64"))]
 mod raw {
     use super::*;
     use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};

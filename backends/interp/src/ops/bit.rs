@@ -1,8 +1,7 @@
 //! Bit tests, scans, counts, BMI1, BMI2, ADX, CRC32.
 
-use super::operand::{Addr, Mem, RegB, offset};
-use super::shift::Src64;
-use super::{any_form, by_wide, by_width, ops};
+use super::operand::{Any, Mem, RegB, Src, offset};
+use super::{by_wide, by_width, ops};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::flags::{CF, OF, SF, ZF};
@@ -46,10 +45,6 @@ impl Change for Complement {
     }
 }
 
-fn carry(cpu: &mut Cpu, on: bool) {
-    cpu.lazy.change(CF, if on { CF } else { 0 });
-}
-
 /// The bit's number: register `b`, or the immediate if `c` says so.
 #[inline(always)]
 fn number<T: Int>(cpu: &Cpu, op: OpPtr) -> T {
@@ -59,7 +54,7 @@ fn number<T: Int>(cpu: &Cpu, op: OpPtr) -> T {
 fn bit_reg<T: Int, C: Change>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     let n = number::<T>(cpu, op).z() & u64::from(T::BITS - 1);
     let v = T::get(cpu, op.a).z();
-    carry(cpu, v >> n & 1 != 0);
+    cpu.lazy.set_carry(v >> n & 1 != 0);
     if C::WRITES {
         T::set(cpu, op.a, T::new(C::apply(v, 1 << n)));
     }
@@ -67,11 +62,11 @@ fn bit_reg<T: Int, C: Change>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 }
 
 /// With a register for the bit's number, the word may lie anywhere around the address.
-fn bit_mem<T: Int, C: Change, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn bit_mem<T: Int, C: Change>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
         let n = number::<T>(cpu, op);
         let at = if op.c & 1 != 0 {
-            A::at(cpu, op, T::BYTES as u64, C::WRITES)?
+            Any::at(cpu, op, T::BYTES as u64, C::WRITES)?
         } else {
             let words = n.s() >> T::BITS.trailing_zeros();
             let bytes = (words as u64).wrapping_mul(T::BYTES as u64);
@@ -91,7 +86,7 @@ fn bit_mem<T: Int, C: Change, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
             })?;
             was
         };
-        carry(cpu, old.z() & bit != 0);
+        cpu.lazy.set_carry(old.z() & bit != 0);
         Ok(())
     })
 }
@@ -111,7 +106,7 @@ fn lower_bit<C: Change>(l: &mut Lower<'_>) -> Option<Handler> {
         l.op.a = l.number(0);
         return Some(by_wide!(w, T => bit_reg::<T, C>));
     }
-    Some(by_wide!(w, T => any_form!(A => bit_mem::<T, C, A>)))
+    Some(by_wide!(w, T => bit_mem::<T, C>))
 }
 
 fn flag(on: bool, f: u64) -> u64 {
@@ -119,50 +114,50 @@ fn flag(on: bool, f: u64) -> u64 {
 }
 
 ops! {
-    fn bsf<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn bsf<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         cpu.lazy.logic(T::new(v));
         // An empty source leaves the destination.
         let r = if v != 0 { T::new(u64::from(v.trailing_zeros())) } else { T::get(cpu, op.a) };
         if v != 0 || T::BITS != 32 { T::set(cpu, op.a, r) }
     }
 
-    fn bsr<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn bsr<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         cpu.lazy.logic(T::new(v));
         let r = if v != 0 { T::new(u64::from(63 - v.leading_zeros())) } else { T::get(cpu, op.a) };
         if v != 0 || T::BITS != 32 { T::set(cpu, op.a, r) }
     }
 
-    fn tzcnt<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    fn tzcnt<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let r = v.trailing_zeros().min(T::BITS);
         cpu.lazy.change(CF | ZF, flag(v == 0, CF) | flag(r == 0, ZF));
         T::set(cpu, op.a, T::new(u64::from(r)))
     }
 
-    fn lzcnt<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    fn lzcnt<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let r = v.leading_zeros() - (64 - T::BITS);
         cpu.lazy.change(CF | ZF, flag(v == 0, CF) | flag(r == 0, ZF));
         T::set(cpu, op.a, T::new(u64::from(r)))
     }
 
-    fn popcnt<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn popcnt<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         cpu.lazy.put(flag(v == 0, ZF));
         T::set(cpu, op.a, T::new(u64::from(v.count_ones())))
     }
 
-    fn andn<T: Int, S: Src64>(cpu, op) {
-        let b = S::get::<T>(cpu, op)?.z();
+    direct fn andn<T: Int, S: Src>(cpu, op) {
+        let b = S::load::<T>(cpu, op)?.z();
         let r = T::new(!T::get(cpu, op.c).z() & b);
         cpu.lazy.logic(r);
         T::set(cpu, op.a, r)
     }
 
-    fn bextr<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn bextr<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let control = T::get(cpu, op.c).z();
         let (start, len) = (control & 0xff, control >> 8 & 0xff);
         let v = if start >= 64 { 0 } else { v >> start };
@@ -171,29 +166,29 @@ ops! {
         T::set(cpu, op.a, r)
     }
 
-    fn blsi<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn blsi<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let r = T::new(v & v.wrapping_neg());
         cpu.lazy.put(flag(v != 0, CF) | flag(r.z() == 0, ZF) | flag(r.z() & T::TOP != 0, SF));
         T::set(cpu, op.a, r)
     }
 
-    fn blsmsk<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn blsmsk<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let r = T::new(v ^ v.wrapping_sub(1));
         cpu.lazy.put(flag(v == 0, CF) | flag(r.z() & T::TOP != 0, SF));
         T::set(cpu, op.a, r)
     }
 
-    fn blsr<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn blsr<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let r = T::new(v & v.wrapping_sub(1));
         cpu.lazy.put(flag(v == 0, CF) | flag(r.z() == 0, ZF) | flag(r.z() & T::TOP != 0, SF));
         T::set(cpu, op.a, r)
     }
 
-    fn bzhi<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    direct fn bzhi<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let n = T::get(cpu, op.c).z() & 0xff;
         let over = n >= u64::from(T::BITS);
         let r = T::new(if over { v } else { v & ((1 << n) - 1) });
@@ -201,30 +196,30 @@ ops! {
         T::set(cpu, op.a, r)
     }
 
-    fn pdep<T: Int, S: Src64>(cpu, op) {
-        let mask = S::get::<T>(cpu, op)?.z();
+    fn pdep<T: Int, S: Src>(cpu, op) {
+        let mask = S::load::<T>(cpu, op)?.z();
         let r = crypto::pdep(T::get(cpu, op.c).z(), mask);
         T::set(cpu, op.a, T::new(r))
     }
 
-    fn pext<T: Int, S: Src64>(cpu, op) {
-        let mask = S::get::<T>(cpu, op)?.z();
+    fn pext<T: Int, S: Src>(cpu, op) {
+        let mask = S::load::<T>(cpu, op)?.z();
         let r = crypto::pext(T::get(cpu, op.c).z(), mask);
         T::set(cpu, op.a, T::new(r))
     }
 
-    fn adcx<T: Int, S: Src64>(cpu, op) { add_with::<T, S>(cpu, op, CF)? }
-    fn adox<T: Int, S: Src64>(cpu, op) { add_with::<T, S>(cpu, op, OF)? }
+    fn adcx<T: Int, S: Src>(cpu, op) { add_with::<T, S>(cpu, op, CF)? }
+    fn adox<T: Int, S: Src>(cpu, op) { add_with::<T, S>(cpu, op, OF)? }
 
-    fn crc32<T: Int, S: Src64>(cpu, op) {
-        let v = S::get::<T>(cpu, op)?.z();
+    fn crc32<T: Int, S: Src>(cpu, op) {
+        let v = S::load::<T>(cpu, op)?.z();
         let crc = crypto::crc32(u32::get(cpu, op.a), v, T::BYTES);
         u32::set(cpu, op.a, crc)
     }
 }
 
-fn add_with<T: Int, S: Src64>(cpu: &mut Cpu, op: OpPtr, which: u64) -> Exec {
-    let b = S::get::<T>(cpu, op)?.z();
+fn add_with<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr, which: u64) -> Exec {
+    let b = S::load::<T>(cpu, op)?.z();
     let a = T::get(cpu, op.a).z();
     let carry = u128::from(cpu.lazy.bits() & which != 0);
     let sum = u128::from(a) + u128::from(b) + carry;
@@ -240,7 +235,7 @@ macro_rules! two {
             $l.op.b = $l.number($src);
             by_wide!($w, T => $h::<T, RegB>)
         } else {
-            by_wide!($w, T => any_form!(A => $h::<T, Mem<A>>))
+            by_wide!($w, T => $h::<T, Mem<Any>>)
         }
     }};
 }
@@ -292,7 +287,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.b = l.number(1);
                 by_width!(w, T => crc32::<T, RegB>)
             } else {
-                by_width!(w, T => any_form!(A => crc32::<T, Mem<A>>))
+                by_width!(w, T => crc32::<T, Mem<Any>>)
             }
         }
         _ => return None,

@@ -4,15 +4,16 @@
 //! as it was when the block was entered, or the chain would have ended. One to another page checks that the
 //! link was made under the same translations (`cpu.tag`) for the same address.
 
+use super::alu::{Add, Alu, And, Sub};
+use super::by_wide;
 use super::mov::by_condition;
-use super::operand::{Base, Imm, Index, Mem, RegA, RegB, Src};
-use super::{by_form, by_wide};
+use super::operand::{Any, Flat, Imm, Index, Mem, RegA, RegB, Src};
 use crate::cpu::{Cpu, PAGE, RCX, RSP, SS, mode};
 use crate::decode::{Form, Lower};
 use crate::exec::jump_index;
 use crate::flags::{compare, kind};
 use crate::mmu::ram::{PAGE_MASK, PAGE_SIZE};
-use crate::op::{Exec, Flow, Handler, Op, OpPtr, fall, leave};
+use crate::op::{Exec, Flow, Handler, Op, OpPtr, fall, leave, opaque};
 use crate::regs::Int;
 use iced_x86::{FlowControl, Mnemonic as M, OpKind};
 use std::cell::Cell;
@@ -25,58 +26,66 @@ fn target_mask(bytes: u8) -> u64 {
 /// No block is linked, or the budget is used up.
 #[cold]
 #[inline(never)]
-fn unlinked(cpu: &mut Cpu, op: OpPtr, rip: u64) -> Flow {
-    cpu.rip = rip;
-    cpu.link = Some(op);
-    Flow::Link
+fn unlinked(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    link(cpu, op, cpu.page_rip(op.imm) & target_mask(op.c))
 }
 
+/// The same for a fused pair.
+#[cold]
+#[inline(never)]
+fn unlinked_fused(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    link(cpu, op, cpu.page_rip(u64::from(op.asize) | u64::from(op.c) << 8))
+}
+
+fn link(cpu: &mut Cpu, op: OpPtr, rip: u64) -> Flow {
+    cpu.rip = rip;
+    cpu.link = Some(op);
+    cpu.link_page = cpu.gpr[PAGE as usize];
+    opaque(Flow::Link)
+}
+
+/// Takes the instructions up to and with `op` off the budget. True if some is left.
 #[inline(always)]
-fn target(cpu: &Cpu, op: OpPtr) -> u64 {
-    cpu.page_rip(op.imm) & target_mask(op.c)
+fn budget(cpu: &mut Cpu, op: OpPtr) -> bool {
+    cpu.budget -= i64::from(op.n);
+    cpu.budget >= 0
 }
 
 /// Goes to the target in the same page.
 #[inline(always)]
 pub(crate) fn take_near(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    cpu.budget -= i64::from(op.n);
-    if cpu.budget > 0
+    if budget(cpu, op)
         && let Some(to) = op.slot().to.get()
     {
         return to.go(cpu);
     }
-    let rip = target(cpu, op);
-    unlinked(cpu, op, rip)
+    unlinked(cpu, op)
 }
 
 /// The same for a fused pair, whose immediate is the comparison's: `asize` and `c` are the target's offset.
 #[inline(always)]
 fn take_fused(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    cpu.budget -= i64::from(op.n);
-    if cpu.budget > 0
+    if budget(cpu, op)
         && let Some(to) = op.slot().to.get()
     {
         return to.go(cpu);
     }
-    let rip = cpu.page_rip(u64::from(op.asize) | u64::from(op.c) << 8);
-    unlinked(cpu, op, rip)
+    unlinked_fused(cpu, op)
 }
 
 /// Goes to the target in another page.
 #[inline(always)]
 pub(crate) fn take_far(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    cpu.budget -= i64::from(op.n);
     let slot = op.slot();
-    let rip = target(cpu, op);
-    if cpu.budget > 0
-        && slot.va.get() == rip
+    if budget(cpu, op)
+        && slot.from.get() == cpu.gpr[PAGE as usize]
         && slot.tag.get() == cpu.tag
         && let Some(to) = slot.to.get()
     {
         cpu.gpr[PAGE as usize] = slot.page.get();
         return to.go(cpu);
     }
-    unlinked(cpu, op, rip)
+    unlinked(cpu, op)
 }
 
 #[inline(always)]
@@ -87,9 +96,9 @@ fn take<const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 /// Goes to an address known only now.
 #[inline(always)]
 pub(crate) fn indirect(cpu: &mut Cpu, op: OpPtr, rip: u64) -> Flow {
-    cpu.budget -= i64::from(op.n);
+    let left = budget(cpu, op);
     let jump = &cpu.jumps[jump_index(rip)];
-    if cpu.budget > 0
+    if left
         && jump.va == rip
         && jump.tag == cpu.tag
         && let Some(to) = jump.op
@@ -130,48 +139,96 @@ fn jmp<const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     take::<NEAR>(cpu, op)
 }
 
+/// Jcc. Where the flags are not those of a comparison, [`any_jcc`] does it.
 fn jcc<const CC: u8, const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    if cpu.lazy.cond(CC) { take::<NEAR>(cpu, op) } else { fall(cpu, op) }
+    match cpu.lazy.quick_cond::<CC>() {
+        Some(true) => take::<NEAR>(cpu, op),
+        Some(false) => fall(cpu, op),
+        None => any_jcc::<NEAR>(cpu, op),
+    }
+}
+
+/// Jcc; `b` is the condition.
+#[inline(never)]
+fn any_jcc<const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    if cpu.lazy.cond(op.b) { take::<NEAR>(cpu, op) } else { fall(cpu, op) }
 }
 
 /// CMP and Jcc.
-fn cmp_jcc<T: Int, X: Src<T>, Y: Src<T>, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    let (a, b) = match operands::<T, X, Y>(cpu, op) {
-        Ok(v) => v,
-        Err(_) => return cpu.abort(op),
-    };
+fn cmp_jcc<T: Int, X: Src, Y: Src, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let Ok((a, b)) = operands::<T, X, Y>(cpu, op) else { return any_fused::<T>(cpu, op) };
     cpu.lazy.set(kind::SUB, T::new(a.z().wrapping_sub(b.z())), b);
     if compare::<T, CC>(a, b) { take_fused(cpu, op) } else { fall(cpu, op) }
 }
 
 /// TEST and Jcc.
-fn test_jcc<T: Int, X: Src<T>, Y: Src<T>, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    let (a, b) = match operands::<T, X, Y>(cpu, op) {
-        Ok(v) => v,
-        Err(_) => return cpu.abort(op),
-    };
+fn test_jcc<T: Int, X: Src, Y: Src, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let Ok((a, b)) = operands::<T, X, Y>(cpu, op) else { return any_fused::<T>(cpu, op) };
     let r = T::new(a.z() & b.z());
     cpu.lazy.logic(r);
     if compare::<T, CC>(r, T::new(0)) { take_fused(cpu, op) } else { fall(cpu, op) }
 }
 
 #[inline(always)]
-fn operands<T: Int, X: Src<T>, Y: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Exec<(T, T)> {
+fn operands<T: Int, X: Src, Y: Src>(cpu: &mut Cpu, op: OpPtr) -> Exec<(T, T)> {
     Ok((X::load(cpu, op)?, Y::load(cpu, op)?))
+}
+
+/// In `b` of a pair whose comparison has a memory operand, besides the condition: the other is the immediate.
+const IMMEDIATE: u8 = 0x10;
+/// The other, a register, comes first.
+const REGISTER_FIRST: u8 = 0x20;
+/// TEST, not CMP.
+const TEST: u8 = 0x40;
+
+/// A comparison with memory that the quick forms cannot do, and Jcc.
+#[inline(never)]
+fn any_fused<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    leave!(cpu, op, {
+        // `asize` is the target's, but the address is of a quick form.
+        let mut a = cpu.read::<T>(Index::at(cpu, op))?;
+        let mut b = if op.b & IMMEDIATE != 0 { T::new(op.imm) } else { T::get(cpu, op.a) };
+        if op.b & REGISTER_FIRST != 0 {
+            (a, b) = (b, a);
+        }
+        if op.b & TEST != 0 {
+            And::run::<T, true>(&mut cpu.lazy, a, b);
+        } else {
+            Sub::run::<T, true>(&mut cpu.lazy, a, b);
+        }
+        Ok(if cpu.lazy.cond(op.b & 15) { take_fused(cpu, op) } else { fall(cpu, op) })
+    })
 }
 
 /// DEC or INC (whose carry stays) and a branch on zero or sign.
 fn step_jcc<T: Int, const UP: bool, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    match cpu.lazy.quick_cf() {
+        Some(carry) => step::<T, UP>(cpu, op, carry, |r| compare::<T, CC>(r, T::new(0))),
+        None => any_step_jcc::<T, UP>(cpu, op),
+    }
+}
+
+/// The same; `b` is the condition.
+#[inline(never)]
+fn any_step_jcc<T: Int, const UP: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let carry = cpu.lazy.cf();
+    step::<T, UP>(cpu, op, carry, |r| {
+        let on = if op.b & 8 != 0 { r.s() < 0 } else { r.z() == 0 };
+        on != (op.b & 1 != 0)
+    })
+}
+
+#[inline(always)]
+fn step<T: Int, const UP: bool>(cpu: &mut Cpu, op: OpPtr, carry: bool, taken: impl Fn(T) -> bool) -> Flow {
     let a = T::get(cpu, op.a);
     let r = T::new(if UP { a.z().wrapping_add(1) } else { a.z().wrapping_sub(1) });
-    let carry = T::new(u64::from(cpu.lazy.cf()));
-    cpu.lazy.set(if UP { kind::INC } else { kind::DEC }, r, carry);
+    cpu.lazy.set(if UP { kind::INC } else { kind::DEC }, r, T::new(u64::from(carry)));
     T::set(cpu, op.a, r);
-    if compare::<T, CC>(r, T::new(0)) { take_fused(cpu, op) } else { fall(cpu, op) }
+    if taken(r) { take_fused(cpu, op) } else { fall(cpu, op) }
 }
 
 /// SUB, ADD or AND of registers or an immediate, and a branch on zero or sign.
-fn alu_jcc<T: Int, O: super::alu::Alu, Y: Src<T>, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn alu_jcc<T: Int, O: Alu, Y: Src, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     let Ok(b) = Y::load(cpu, op) else { return cpu.abort(op) };
     let a = T::get(cpu, op.a);
     let r = O::run::<T, true>(&mut cpu.lazy, a, b);
@@ -261,41 +318,44 @@ pub(super) fn lower_fused(l: &mut Lower<'_>) -> Option<Handler> {
                 by_condition!(cc, C => wide!(T => test_jcc::<T, RegA, Imm, C>))
             }
         }
-        M::Cmp if mem1 && l.form != Form::Any => {
-            if l.form == Form::Base {
-                by_condition!(cc, C => wide!(T => cmp_jcc::<T, RegA, Mem<Base>, C>))
-            } else {
-                by_condition!(cc, C => wide!(T => cmp_jcc::<T, RegA, Mem<Index>, C>))
-            }
+        M::Cmp | M::Test if (mem0 || mem1) && l.form == Form::Any => return None,
+        M::Cmp if mem1 => {
+            l.op.b = cc | REGISTER_FIRST;
+            by_condition!(cc, C => wide!(T => cmp_jcc::<T, RegA, Mem<Index>, C>))
         }
-        M::Cmp if mem0 && reg1 && l.form == Form::Base => {
+        M::Cmp if mem0 && reg1 => {
             l.op.a = l.number(1);
-            by_condition!(cc, C => wide!(T => cmp_jcc::<T, Mem<Base>, RegA, C>))
+            l.op.b = cc;
+            by_condition!(cc, C => wide!(T => cmp_jcc::<T, Mem<Index>, RegA, C>))
         }
-        M::Cmp if mem0 && !reg1 && l.form != Form::Any => {
-            if l.form == Form::Base {
-                by_condition!(cc, C => wide!(T => cmp_jcc::<T, Mem<Base>, Imm, C>))
+        M::Cmp if mem0 => {
+            l.op.b = cc | IMMEDIATE;
+            by_condition!(cc, C => wide!(T => cmp_jcc::<T, Mem<Index>, Imm, C>))
+        }
+        M::Test if mem0 && !reg1 => {
+            l.op.b = cc | IMMEDIATE | TEST;
+            by_zero_or_sign!(cc, C => wide!(T => test_jcc::<T, Mem<Index>, Imm, C>))
+        }
+        M::Inc | M::Dec if reg0 => {
+            l.op.b = cc;
+            if m == M::Inc {
+                by_zero_or_sign!(cc, C => wide!(T => step_jcc::<T, true, C>))
             } else {
-                by_condition!(cc, C => wide!(T => cmp_jcc::<T, Mem<Index>, Imm, C>))
+                by_zero_or_sign!(cc, C => wide!(T => step_jcc::<T, false, C>))
             }
         }
-        M::Test if mem0 && !reg1 && l.form == Form::Base => {
-            by_zero_or_sign!(cc, C => wide!(T => test_jcc::<T, Mem<Base>, Imm, C>))
-        }
-        M::Inc if reg0 => by_zero_or_sign!(cc, C => wide!(T => step_jcc::<T, true, C>)),
-        M::Dec if reg0 => by_zero_or_sign!(cc, C => wide!(T => step_jcc::<T, false, C>)),
         M::Sub | M::Add | M::And if reg0 && reg1 => {
             l.op.b = l.number(1);
             match m {
-                M::Sub => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, super::alu::Sub, RegB, C>)),
-                M::Add => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, super::alu::Add, RegB, C>)),
-                _ => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, super::alu::And, RegB, C>)),
+                M::Sub => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, Sub, RegB, C>)),
+                M::Add => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, Add, RegB, C>)),
+                _ => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, And, RegB, C>)),
             }
         }
         M::Sub | M::Add | M::And if reg0 && !mem1 => match m {
-            M::Sub => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, super::alu::Sub, Imm, C>)),
-            M::Add => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, super::alu::Add, Imm, C>)),
-            _ => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, super::alu::And, Imm, C>)),
+            M::Sub => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, Sub, Imm, C>)),
+            M::Add => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, Add, Imm, C>)),
+            _ => by_zero_or_sign!(cc, C => wide!(T => alu_jcc::<T, And, Imm, C>)),
         },
         _ => return None,
     };
@@ -308,6 +368,7 @@ pub(super) fn lower_fused(l: &mut Lower<'_>) -> Option<Handler> {
     Some(handler)
 }
 
+#[inline(never)]
 fn call<const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     let back = op.next_rip(cpu);
     match cpu.push_sized(op.c, back) {
@@ -319,29 +380,20 @@ fn call<const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 /// CALL in 64-bit code.
 fn call64<const NEAR: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     let back = op.next_rip(cpu);
-    let sp = cpu.gpr[RSP].wrapping_sub(8);
-    match cpu.write::<u64>(sp, back) {
-        Ok(()) => {
-            cpu.gpr[RSP] = sp;
-            take::<NEAR>(cpu, op)
-        }
-        Err(e) => {
-            cpu.stack_fault(e);
-            cpu.abort(op)
-        }
+    if cpu.quick_push(back).is_err() {
+        return call::<NEAR>(cpu, op);
     }
+    take::<NEAR>(cpu, op)
 }
 
+/// RET in 64-bit code.
 fn ret64(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    match cpu.read::<u64>(cpu.gpr[RSP]) {
-        Ok(rip) => {
-            cpu.gpr[RSP] = cpu.gpr[RSP].wrapping_add(8).wrapping_add(op.imm);
-            indirect(cpu, op, rip)
-        }
-        Err(_) => cpu.abort(op),
-    }
+    let Ok(rip) = cpu.quick_read::<u64>(cpu.gpr[RSP]) else { return ret(cpu, op) };
+    cpu.gpr[RSP] = cpu.gpr[RSP].wrapping_add(8).wrapping_add(op.imm);
+    indirect(cpu, op, rip)
 }
 
+#[inline(never)]
 fn ret(cpu: &mut Cpu, op: OpPtr) -> Flow {
     leave!(cpu, op, {
         let rip = cpu.peek_sized(op.c, 0)?;
@@ -350,16 +402,34 @@ fn ret(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn jmp_indirect<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// JMP by a register or memory, in 64-bit code.
+fn jmp64_indirect<S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let Ok(rip) = S::load::<u64>(cpu, op) else { return jmp_indirect::<u64, Mem<Any>>(cpu, op) };
+    indirect(cpu, op, rip)
+}
+
+#[inline(never)]
+fn jmp_indirect<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     leave!(cpu, op, {
-        let rip = S::load(cpu, op)?.z();
+        let rip = S::load::<T>(cpu, op)?.z();
         Ok(indirect(cpu, op, rip))
     })
 }
 
-fn call_indirect<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// CALL by a register or memory, in 64-bit code; `G` is the operand's general form.
+fn call64_indirect<S: Src, G: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let back = op.next_rip(cpu);
+    let Ok(rip) = S::load::<u64>(cpu, op) else { return call_indirect::<u64, G>(cpu, op) };
+    if cpu.quick_push(back).is_err() {
+        return call_indirect::<u64, G>(cpu, op);
+    }
+    indirect(cpu, op, rip)
+}
+
+#[inline(never)]
+fn call_indirect<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     leave!(cpu, op, {
-        let rip = S::load(cpu, op)?.z();
+        let rip = S::load::<T>(cpu, op)?.z();
         let back = op.next_rip(cpu);
         cpu.push_sized(T::BYTES as u8, back)?;
         Ok(indirect(cpu, op, rip))
@@ -407,6 +477,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         l.op.imm = l.target();
         let near = l.op.imm <= PAGE_MASK && l.end <= PAGE_SIZE && (l.bits != 16 || size == 2);
         if let Some(cc) = super::condition(l.i) {
+            l.op.b = cc;
             return Some(if near {
                 by_condition!(cc, C => jcc::<C, true>)
             } else {
@@ -452,10 +523,11 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Jmp | M::Call if l.is_reg(0) => {
             l.op.b = l.number(0);
             let w = l.width(0);
-            Some(if m == M::Jmp {
-                by_wide!(w, T => jmp_indirect::<T, RegB>)
-            } else {
-                by_wide!(w, T => call_indirect::<T, RegB>)
+            Some(match (m == M::Jmp, w == 64) {
+                (true, true) => jmp64_indirect::<RegB>,
+                (false, true) => call64_indirect::<RegB, RegB>,
+                (true, _) => by_wide!(w, T => jmp_indirect::<T, RegB>),
+                _ => by_wide!(w, T => call_indirect::<T, RegB>),
             })
         }
         M::Jmp | M::Call if l.is_mem(0) => {
@@ -466,10 +538,11 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 C::Jmp_rm64 | C::Call_rm64 => 64,
                 _ => return super::far::lower(l),
             };
-            Some(if m == M::Jmp {
-                by_wide!(w, T => by_form!(l.form, A => jmp_indirect::<T, Mem<A>>))
-            } else {
-                by_wide!(w, T => by_form!(l.form, A => call_indirect::<T, Mem<A>>))
+            Some(match (m == M::Jmp, w == 64 && l.form != Form::Any) {
+                (true, true) => jmp64_indirect::<Mem<Index>>,
+                (false, true) => call64_indirect::<Mem<Index>, Mem<Any>>,
+                (true, _) => by_wide!(w, T => jmp_indirect::<T, Mem<Any>>),
+                _ => by_wide!(w, T => call_indirect::<T, Mem<Any>>),
             })
         }
         _ => super::far::lower(l),

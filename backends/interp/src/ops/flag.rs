@@ -9,18 +9,18 @@ use crate::regs::{Int, byte_register};
 use iced_x86::Mnemonic as M;
 
 ops! {
-    fn clc(cpu, _op) { cpu.lazy.change(CF, 0) }
-    fn stc(cpu, _op) { cpu.lazy.change(CF, CF) }
-    fn cmc(cpu, _op) { let cf = cpu.lazy.cf(); cpu.lazy.change(CF, if cf { 0 } else { CF }) }
-    fn cld(cpu, _op) { cpu.flags &= !DF }
-    fn std(cpu, _op) { cpu.flags |= DF }
+    direct fn clc(cpu, op) { cpu.lazy.set_carry(false) }
+    direct fn stc(cpu, op) { cpu.lazy.set_carry(true) }
+    direct fn cmc(cpu, op) { let cf = cpu.lazy.cf(); cpu.lazy.set_carry(!cf) }
+    direct fn cld(cpu, op) { cpu.flags &= !DF }
+    direct fn std(cpu, op) { cpu.flags |= DF }
 
-    fn lahf(cpu, _op) {
+    direct fn lahf(cpu, op) {
         let v = cpu.lazy.bits() & (SF | ZF | AF | PF | CF) | 2;
         u8::set(cpu, byte_register(0, true), v as u8)
     }
 
-    fn sahf(cpu, _op) {
+    direct fn sahf(cpu, op) {
         let which = SF | ZF | AF | PF | CF;
         let v = cpu.gpr[RAX] >> 8;
         cpu.lazy.change(which, v)

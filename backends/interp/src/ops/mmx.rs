@@ -1,7 +1,7 @@
 //! MMX: its own instructions, SSE's additions to them, and what moves and converts between MMX and XMM
 //! registers. An instruction that touches an MMX register empties the x87 stack's top and fills every tag.
 
-use super::operand::{Addr, Any, address_mask};
+use super::operand::{Any, address_mask};
 use super::sse::numeric;
 use super::{ops, outlined};
 use crate::cpu::{Cpu, RDI, mode};
@@ -47,15 +47,12 @@ fn bytes(op: OpPtr) -> u64 {
 fn source(cpu: &mut Cpu, op: OpPtr) -> Exec<u64> {
     Ok(match bytes(op) {
         0 => cpu.mm(op.b),
-        size => {
-            let at = Any::at(cpu, op, size, false)?;
-            match size {
-                8 => cpu.read::<u64>(at)?,
-                4 => cpu.read::<u32>(at)?.z(),
-                2 => cpu.read::<u16>(at)?.z(),
-                _ => cpu.read::<u8>(at)?.z(),
-            }
-        }
+        size => match size {
+            8 => Any::read::<u64>(cpu, op)?,
+            4 => Any::read::<u32>(cpu, op)?.z(),
+            2 => Any::read::<u16>(cpu, op)?.z(),
+            _ => Any::read::<u8>(cpu, op)?.z(),
+        },
     })
 }
 
@@ -75,37 +72,34 @@ fn source_xmm(cpu: &mut Cpu, op: OpPtr) -> Exec<V128> {
 }
 
 /// `a`, the destination's value, `b`, the source's, and the immediate, to the destination's new value.
-trait Operation {
-    fn run(a: u64, b: u64, imm: u8) -> u64;
+type Operation = fn(a: u64, b: u64, imm: u8) -> u64;
+
+/// The operation whose number is in `c`.
+fn operate(cpu: &mut Cpu, op: OpPtr, b: u64) {
+    cpu.enter_mmx();
+    let v = OPERATIONS[usize::from(op.c) % OPERATIONS.len()](cpu.mm(op.a), b, op.imm as u8);
+    cpu.set_mm(op.a, v);
 }
 
-fn operation<O: Operation>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn operation(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
         let b = source(cpu, op)?;
-        cpu.enter_mmx();
-        let v = O::run(cpu.mm(op.a), b, op.imm as u8);
-        cpu.set_mm(op.a, v);
+        operate(cpu, op, b);
         Ok(())
     })
 }
 
 macro_rules! table {
     ($($m:ident: |$a:ident, $b:ident, $i:ident| $e:expr;)*) => {
-        mod table {
-            use super::*;
-            $(pub(super) struct $m;
-            impl Operation for $m {
-                #[inline(always)]
-                fn run($a: u64, $b: u64, $i: u8) -> u64 {
-                    let _ = ($a, $b, $i);
-                    $e
-                }
-            })*
-        }
-        fn lower_table(m: M) -> Option<Handler> {
+        enum Number { $($m,)* }
+        static OPERATIONS: &[Operation] = &[$(|$a, $b, $i| {
+            let _ = ($a, $b, $i);
+            $e
+        },)*];
+        fn number(m: M) -> Option<u8> {
             Some(match m {
-                $(M::$m => operation::<table::$m>,)*
+                $(M::$m => Number::$m as u8,)*
                 _ => return None,
             })
         }
@@ -194,12 +188,10 @@ table! {
 }
 
 /// A shift by the immediate.
-fn shift_imm<O: Operation>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn shift_imm(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
-        cpu.enter_mmx();
-        let v = O::run(cpu.mm(op.a), op.imm & 0xff, 0);
-        cpu.set_mm(op.a, v);
+        operate(cpu, op, op.imm & 0xff);
         Ok(())
     })
 }
@@ -358,21 +350,6 @@ ops! {
     }
 }
 
-/// Handlers of the shifts, for their immediate forms.
-fn lower_shift(m: M) -> Option<Handler> {
-    Some(match m {
-        M::Psllw => shift_imm::<table::Psllw>,
-        M::Pslld => shift_imm::<table::Pslld>,
-        M::Psllq => shift_imm::<table::Psllq>,
-        M::Psrlw => shift_imm::<table::Psrlw>,
-        M::Psrld => shift_imm::<table::Psrld>,
-        M::Psrlq => shift_imm::<table::Psrlq>,
-        M::Psraw => shift_imm::<table::Psraw>,
-        M::Psrad => shift_imm::<table::Psrad>,
-        _ => return None,
-    })
-}
-
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     let m = l.i.mnemonic();
     let count = l.i.op_count();
@@ -444,7 +421,10 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Cvtpi2pd => cvtpi2pd,
         M::Cvtps2pi | M::Cvttps2pi => cvtps2pi,
         M::Cvtpd2pi | M::Cvttpd2pi => cvtpd2pi,
-        _ if immediate && count == 2 => return lower_shift(m),
-        _ => return lower_table(m),
+        _ => {
+            l.op.c = number(m)?;
+            // Only shifts have nothing but a register and an immediate.
+            if immediate && count == 2 { shift_imm } else { operation }
+        }
     })
 }

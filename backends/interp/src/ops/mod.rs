@@ -364,16 +364,23 @@ pub(crate) fn outlined(
     }
 }
 
-/// Defines handlers from fallible bodies that run on, or with `pause` end the block.
+/// Defines handlers from fallible bodies that run on: out of line; or with `direct` in the handler itself, for short ones
+/// without locals in memory. With `pause` they end the block.
 macro_rules! ops {
     ($(#[$m:meta])* $vis:vis fn $name:ident $(<$($g:ident : $b:path),*>)? ($cpu:ident, $op:ident) $body:block $($rest:tt)*) => {
-        $(#[$m])* $vis fn $name $(<$($g: $b),*>)? ($cpu: &mut crate::cpu::Cpu, $op: crate::op::OpPtr) -> crate::op::Flow {
+        $(#[$m])* #[inline(never)] $vis fn $name $(<$($g: $b),*>)? ($cpu: &mut crate::cpu::Cpu, $op: crate::op::OpPtr) -> crate::op::Flow {
             crate::ops::outlined($cpu, $op, |$cpu, $op| { let _ = &$op; $body; Ok(()) })
         }
         crate::ops::ops! { $($rest)* }
     };
+    ($(#[$m:meta])* $vis:vis direct fn $name:ident $(<$($g:ident : $b:path),*>)? ($cpu:ident, $op:ident) $body:block $($rest:tt)*) => {
+        $(#[$m])* #[inline(never)] $vis fn $name $(<$($g: $b),*>)? ($cpu: &mut crate::cpu::Cpu, $op: crate::op::OpPtr) -> crate::op::Flow {
+            crate::op::run!($cpu, $op, { $body; Ok(()) })
+        }
+        crate::ops::ops! { $($rest)* }
+    };
     ($(#[$m:meta])* $vis:vis pause fn $name:ident $(<$($g:ident : $b:path),*>)? ($cpu:ident, $op:ident) $body:block $($rest:tt)*) => {
-        $(#[$m])* $vis fn $name $(<$($g: $b),*>)? ($cpu: &mut crate::cpu::Cpu, $op: crate::op::OpPtr) -> crate::op::Flow {
+        $(#[$m])* #[inline(never)] $vis fn $name $(<$($g: $b),*>)? ($cpu: &mut crate::cpu::Cpu, $op: crate::op::OpPtr) -> crate::op::Flow {
             crate::op::leave!($cpu, $op, { $body; Ok(crate::ops::pause($cpu, $op)) })
         }
         crate::ops::ops! { $($rest)* }
@@ -427,32 +434,63 @@ macro_rules! by_wide {
     };
 }
 
-/// A handler for each form of address.
-macro_rules! by_form {
-    ($form:expr, $a:ident => $e:expr) => {
-        match $form {
-            crate::decode::Form::Base => {
-                type $a = crate::ops::operand::Base;
+/// The same for the widths of 32 and 64.
+macro_rules! by_long {
+    ($bits:expr, $t:ident => $e:expr) => {
+        match $bits {
+            32 => {
+                type $t = u32;
                 $e
             }
-            crate::decode::Form::Index => {
-                type $a = crate::ops::operand::Index;
+            64 => {
+                type $t = u64;
                 $e
             }
-            crate::decode::Form::Any => {
-                type $a = crate::ops::operand::Any;
-                $e
-            }
+            _ => return None,
         }
     };
 }
 
-/// One handler for all forms of address: for instructions that are not worth one each.
-macro_rules! any_form {
-    ($a:ident => $e:expr) => {{
-        type $a = crate::ops::operand::Any;
-        $e
-    }};
+/// A handler of its own for the widths of 32 and 64, another for bytes and words.
+macro_rules! by_word {
+    ($bits:expr, $t:ident => $e:expr, else $rare:expr) => {
+        match $bits {
+            8 => {
+                type $t = u8;
+                $rare
+            }
+            16 => {
+                type $t = u16;
+                $rare
+            }
+            32 => {
+                type $t = u32;
+                $e
+            }
+            64 => {
+                type $t = u64;
+                $e
+            }
+            _ => return None,
+        }
+    };
 }
 
-pub(crate) use {any_form, by_form, by_wide, by_width, ops};
+/// A handler for each quick form of address, and the general one's.
+macro_rules! by_form {
+    ($form:expr, $q:ident => $e:expr, else $any:expr) => {
+        match $form {
+            crate::decode::Form::Base => {
+                type $q = crate::ops::operand::Base;
+                $e
+            }
+            crate::decode::Form::Index => {
+                type $q = crate::ops::operand::Index;
+                $e
+            }
+            crate::decode::Form::Any => $any,
+        }
+    };
+}
+
+pub(crate) use {by_form, by_long, by_wide, by_width, by_word, ops};

@@ -1,59 +1,85 @@
 //! Moves, extensions, LEA, exchanges and compare-exchanges.
 
-use super::operand::{Addr, Imm, Mem, RegA, RegB, Src, offset};
-use super::{any_form, by_form, by_wide, by_width, ops};
+use super::operand::{Any, Base, Flat, Imm, Index, Mem, Quick, RegA, RegB, Segment, Src, offset};
+use super::{by_form, by_long, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RAX, RBX, RCX, RDX};
 use crate::decode::{Form, Lower};
 use crate::flags::{ZF, kind};
 use crate::mmu::{locked, ram};
-use crate::op::{Abort, Flow, Handler, OpPtr, next, run};
+use crate::op::{Abort, Flow, Handler, OpPtr, next, quick, run};
 use crate::regs::Int;
 use iced_x86::{Mnemonic as M, Register};
 
-fn to_reg<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let v = S::load(cpu, op)?;
+fn to_reg<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_to_reg::<T>, {
+        let v = S::load::<T>(cpu, op)?;
         T::set(cpu, op.a, v);
         Ok(())
     })
 }
 
-fn to_mem<T: Int, S: Src<T>, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+#[inline(never)]
+fn any_to_reg<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let v = S::load(cpu, op)?;
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
-        cpu.write(at, v)
+        let v = Any::read::<T>(cpu, op)?;
+        T::set(cpu, op.a, v);
+        Ok(())
+    })
+}
+
+fn to_mem<T: Int, S: Src, Q: Quick>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_to_mem::<T, S>, {
+        let v = S::load::<T>(cpu, op)?;
+        Q::write(cpu, op, v)
+    })
+}
+
+#[inline(never)]
+fn any_to_mem<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    run!(cpu, op, {
+        let v = S::load::<T>(cpu, op)?;
+        Any::write(cpu, op, v)
     })
 }
 
 /// MOVZX.
-fn zero_extend<T: Int, F: Int, S: Src<F>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn zero_extend<T: Int, F: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_zero_extend::<T, F>, {
+        let v = S::load::<F>(cpu, op)?;
+        T::set(cpu, op.a, T::new(v.z()));
+        Ok(())
+    })
+}
+
+#[inline(never)]
+fn any_zero_extend<T: Int, F: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let v = S::load(cpu, op)?;
+        let v = Any::read::<F>(cpu, op)?;
         T::set(cpu, op.a, T::new(v.z()));
         Ok(())
     })
 }
 
 /// MOVSX and MOVSXD.
-fn sign_extend<T: Int, F: Int, S: Src<F>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let v = S::load(cpu, op)?;
+fn sign_extend<T: Int, F: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_sign_extend::<T, F>, {
+        let v = S::load::<F>(cpu, op)?;
         T::set(cpu, op.a, T::new(v.s() as u64));
         Ok(())
     })
 }
 
-fn lea_base<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    let v = u64::get(cpu, op.base).wrapping_add(i64::from(op.disp) as u64);
-    T::set(cpu, op.a, T::new(v));
-    next(cpu, op)
+#[inline(never)]
+fn any_sign_extend<T: Int, F: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    run!(cpu, op, {
+        let v = Any::read::<F>(cpu, op)?;
+        T::set(cpu, op.a, T::new(v.s() as u64));
+        Ok(())
+    })
 }
 
-fn lea_index<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    let v = u64::get(cpu, op.base)
-        .wrapping_add(u64::get(cpu, op.index) << (op.scale & 3))
-        .wrapping_add(i64::from(op.disp) as u64);
+fn quick_lea<T: Int, F: Flat>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let v = F::at(cpu, op);
     T::set(cpu, op.a, T::new(v));
     next(cpu, op)
 }
@@ -71,32 +97,48 @@ fn xchg_regs<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     next(cpu, op)
 }
 
-/// CMOVcc.
-fn cmov<T: Int, S: Src<T>, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// CMOVcc between registers. Where the flags are not those of a comparison, [`any_cmov`] does it.
+fn cmov<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let Some(yes) = cpu.lazy.quick_cond::<CC>() else { return any_cmov::<T, RegB>(cpu, op) };
+    let r = if yes { op.b } else { op.a };
+    let v = T::get(cpu, r);
+    T::set(cpu, op.a, v);
+    next(cpu, op)
+}
+
+/// CMOVcc; `c` is the condition.
+#[inline(never)]
+fn any_cmov<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let v = S::load(cpu, op)?;
-        let v = if cpu.lazy.cond(CC) { v } else { T::get(cpu, op.a) };
+        let v = S::load::<T>(cpu, op)?;
+        let v = if cpu.lazy.cond(op.c) { v } else { T::get(cpu, op.a) };
         T::set(cpu, op.a, v);
         Ok(())
     })
 }
 
-/// SETcc.
-fn setcc_reg<const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    let v = u8::from(cpu.lazy.cond(CC));
+/// SETcc of a register.
+fn setcc<const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let Some(yes) = cpu.lazy.quick_cond::<CC>() else { return any_setcc(cpu, op) };
+    u8::set(cpu, op.a, u8::from(yes));
+    next(cpu, op)
+}
+
+/// SETcc of a register; `c` is the condition.
+#[inline(never)]
+fn any_setcc(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let v = u8::from(cpu.lazy.cond(op.c));
     u8::set(cpu, op.a, v);
     next(cpu, op)
 }
 
-fn setcc_mem<A: Addr, const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let v = u8::from(cpu.lazy.cond(CC));
-        let at = A::at(cpu, op, 1, true)?;
-        cpu.write(at, v)
-    })
-}
-
 ops! {
+    /// SETcc of memory; `c` is the condition.
+    fn setcc_mem(cpu, op) {
+        let v = u8::from(cpu.lazy.cond(op.c));
+        Any::write(cpu, op, v)?
+    }
+
     /// MOV with a 64-bit absolute address, or any other.
     fn load_absolute<T: Int>(cpu, op) {
         let at = cpu.linear(usize::from(op.seg), op.imm, T::BYTES as u64, false)?;
@@ -115,49 +157,44 @@ ops! {
         T::set(cpu, op.a, T::new(u64::from(v)))
     }
 
-    fn from_segment_mem<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 2, true)?;
-        cpu.write(at, cpu.seg[usize::from(op.b)].selector)?
-    }
+    fn from_segment_mem(cpu, op) { Any::write(cpu, op, cpu.seg[usize::from(op.b)].selector)? }
 
     /// MOV to a segment register.
-    fn to_segment<S: Source16>(cpu, op) {
-        let v = S::load(cpu, op)?;
+    fn to_segment<S: Src>(cpu, op) {
+        let v = S::load::<u16>(cpu, op)?;
         cpu.load_segment(usize::from(op.c), v)?
     }
 
     /// XCHG with memory: always locked.
-    fn xchg_mem<T: Int, A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
+    fn xchg_mem<T: Int>(cpu, op) {
+        let at = Any::at(cpu, op, T::BYTES as u64, true)?;
         let new = T::get(cpu, op.a);
         let old = cpu.locked::<T, T>(at, |old| (new, old))?;
         T::set(cpu, op.a, old)
     }
 
-    fn bswap<T: Int>(cpu, op) {
+    direct fn bswap<T: Int>(cpu, op) {
         let v = T::get(cpu, op.a).z();
         let v = if T::BITS == 64 { v.swap_bytes() } else if T::BITS == 32 { u64::from((v as u32).swap_bytes()) } else { 0 };
         T::set(cpu, op.a, T::new(v))
     }
 
-    fn movbe_load<T: Int, A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, T::BYTES as u64, false)?;
-        let v = cpu.read::<T>(at)?.z().swap_bytes() >> (64 - T::BITS);
+    fn movbe_load<T: Int>(cpu, op) {
+        let v = Any::read::<T>(cpu, op)?.z().swap_bytes() >> (64 - T::BITS);
         T::set(cpu, op.a, T::new(v))
     }
 
-    fn movbe_store<T: Int, A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
+    fn movbe_store<T: Int>(cpu, op) {
         let v = T::get(cpu, op.a).z().swap_bytes() >> (64 - T::BITS);
-        cpu.write(at, T::new(v))?
+        Any::write(cpu, op, T::new(v))?
     }
 
-    fn cbw(cpu, _op) { let v = cpu.gpr[RAX] as i8 as i16 as u16; u16::set(cpu, RAX as u8, v) }
-    fn cwde(cpu, _op) { cpu.gpr[RAX] = u64::from(cpu.gpr[RAX] as i16 as i32 as u32) }
-    fn cdqe(cpu, _op) { cpu.gpr[RAX] = cpu.gpr[RAX] as i32 as i64 as u64 }
-    fn cwd(cpu, _op) { let v = (cpu.gpr[RAX] as i16 >> 15) as u16; u16::set(cpu, RDX as u8, v) }
-    fn cdq(cpu, _op) { cpu.gpr[RDX] = u64::from((cpu.gpr[RAX] as i32 >> 31) as u32) }
-    fn cqo(cpu, _op) { cpu.gpr[RDX] = (cpu.gpr[RAX] as i64 >> 63) as u64 }
+    direct fn cbw(cpu, op) { let v = cpu.gpr[RAX] as i8 as i16 as u16; u16::set(cpu, RAX as u8, v) }
+    direct fn cwde(cpu, op) { cpu.gpr[RAX] = u64::from(cpu.gpr[RAX] as i16 as i32 as u32) }
+    direct fn cdqe(cpu, op) { cpu.gpr[RAX] = cpu.gpr[RAX] as i32 as i64 as u64 }
+    direct fn cwd(cpu, op) { let v = (cpu.gpr[RAX] as i16 >> 15) as u16; u16::set(cpu, RDX as u8, v) }
+    direct fn cdq(cpu, op) { cpu.gpr[RDX] = u64::from((cpu.gpr[RAX] as i32 >> 31) as u32) }
+    direct fn cqo(cpu, op) { cpu.gpr[RDX] = (cpu.gpr[RAX] as i64 >> 63) as u64 }
 
     fn xlat(cpu, op) {
         let mask = super::operand::address_mask(op.asize);
@@ -175,8 +212,8 @@ ops! {
         T::set(cpu, op.a, r)
     }
 
-    fn xadd_mem<T: Int, A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
+    fn xadd_mem<T: Int>(cpu, op) {
+        let at = Any::at(cpu, op, T::BYTES as u64, true)?;
         let b = T::get(cpu, op.b);
         let sum = |a: T| T::new(a.z().wrapping_add(b.z()));
         let old = if op.c != 0 {
@@ -196,8 +233,8 @@ ops! {
         if acc == dest { T::set(cpu, op.a, src) } else { set_acc(cpu, dest) }
     }
 
-    fn cmpxchg_mem<T: Int, A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
+    fn cmpxchg_mem<T: Int>(cpu, op) {
+        let at = Any::at(cpu, op, T::BYTES as u64, true)?;
         let (acc, src) = (T::new(cpu.gpr[RAX]), T::get(cpu, op.b));
         // What was there is written back if it differs.
         let new = |old: T| if old == acc { src } else { old };
@@ -212,8 +249,8 @@ ops! {
         if old != acc { set_acc(cpu, old) }
     }
 
-    fn cmpxchg8b<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 8, true)?;
+    fn cmpxchg8b(cpu, op) {
+        let at = Any::at(cpu, op, 8, true)?;
         let half = |cpu: &Cpu, hi: usize, lo: usize| (cpu.gpr[hi] & 0xffff_ffff) << 32 | cpu.gpr[lo] & 0xffff_ffff;
         let (old, new) = (half(cpu, RDX, RAX), half(cpu, RCX, RBX));
         let was = cpu.locked::<u64, u64>(at, |v| (if v == old { new } else { v }, v))?;
@@ -224,8 +261,8 @@ ops! {
         }
     }
 
-    fn cmpxchg16b<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 16, true)?;
+    fn cmpxchg16b(cpu, op) {
+        let at = Any::at(cpu, op, 16, true)?;
         if at & 15 != 0 {
             return Err(cpu.gp(0));
         }
@@ -266,16 +303,6 @@ fn set_acc<T: Int>(cpu: &mut Cpu, v: T) {
     // AL, AX, EAX or RAX.
     let r = if T::BITS == 8 { crate::regs::byte_register(0, false) } else { 0 };
     T::set(cpu, r, v);
-}
-
-/// A 16-bit source, for selectors.
-pub(crate) trait Source16 {
-    fn load(cpu: &mut Cpu, op: OpPtr) -> Result<u16, Abort>;
-}
-impl<S: Src<u16>> Source16 for S {
-    fn load(cpu: &mut Cpu, op: OpPtr) -> Result<u16, Abort> {
-        S::load(cpu, op)
-    }
 }
 
 macro_rules! by_condition {
@@ -352,20 +379,24 @@ pub(crate) use by_condition;
 
 /// CMOVcc and SETcc.
 pub(super) fn lower_conditional(l: &mut Lower<'_>, cc: u8) -> Option<Handler> {
+    l.op.c = cc;
     if l.i.op_count() == 1 {
         if l.is_reg(0) {
             l.op.a = l.number(0);
-            return Some(by_condition!(cc, C => setcc_reg::<C>));
+            return Some(by_condition!(cc, C => setcc::<C>));
         }
-        return Some(by_condition!(cc, C => any_form!(A => setcc_mem::<A, C>)));
+        return Some(setcc_mem);
     }
     l.op.a = l.number(0);
     let w = l.width(0);
-    Some(if l.is_reg(1) {
-        l.op.b = l.number(1);
-        by_condition!(cc, C => by_wide!(w, T => cmov::<T, RegB, C>))
-    } else {
-        by_condition!(cc, C => by_wide!(w, T => any_form!(A => cmov::<T, Mem<A>, C>)))
+    if !l.is_reg(1) {
+        return Some(by_wide!(w, T => any_cmov::<T, Mem<Any>>));
+    }
+    l.op.b = l.number(1);
+    Some(match w {
+        32 => by_condition!(cc, C => cmov::<u32, C>),
+        64 => by_condition!(cc, C => cmov::<u64, C>),
+        _ => any_cmov::<u16, RegB>,
     })
 }
 
@@ -386,9 +417,9 @@ fn lower_mov(l: &mut Lower<'_>) -> Option<Handler> {
             l.op.b = r1.full_register().number() as u8;
             if ss { super::stack::mov_ss::<RegB> } else { to_segment::<RegB> }
         } else if ss {
-            any_form!(A => super::stack::mov_ss::<Mem<A>>)
+            super::stack::mov_ss::<Mem<Any>>
         } else {
-            any_form!(A => to_segment::<Mem<A>>)
+            to_segment::<Mem<Any>>
         });
     }
     if l.is_reg(1) && r1.is_segment_register() {
@@ -398,7 +429,7 @@ fn lower_mov(l: &mut Lower<'_>) -> Option<Handler> {
             let w = l.width(0);
             by_wide!(w, T => from_segment::<T>)
         } else {
-            any_form!(A => from_segment_mem::<A>)
+            from_segment_mem
         });
     }
     // An absolute address that does not fit a displacement.
@@ -414,10 +445,10 @@ fn lower_mov(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.imm = l.i.memory_displacement64();
                 return Some(by_width!(w, T => store_absolute::<T>));
             }
-            by_width!(w, T => by_form!(l.form, A => to_mem::<T, RegA, A>))
+            by_width!(w, T => by_form!(l.form, Q => to_mem::<T, RegA, Q>, else any_to_mem::<T, RegA>))
         } else {
             l.imm(1);
-            by_width!(w, T => by_form!(l.form, A => to_mem::<T, Imm, A>))
+            by_width!(w, T => by_form!(l.form, Q => to_mem::<T, Imm, Q>, else any_to_mem::<T, Imm>))
         });
     }
     l.op.a = l.number(0);
@@ -429,7 +460,11 @@ fn lower_mov(l: &mut Lower<'_>) -> Option<Handler> {
             l.op.imm = l.i.memory_displacement64();
             return Some(by_width!(w, T => load_absolute::<T>));
         }
-        by_width!(w, T => by_form!(l.form, A => to_reg::<T, Mem<A>>))
+        match w {
+            32 if l.in_segment() => to_reg::<u32, Mem<Segment>>,
+            64 if l.in_segment() => to_reg::<u64, Mem<Segment>>,
+            _ => by_width!(w, T => by_form!(l.form, Q => to_reg::<T, Mem<Q>>, else any_to_reg::<T>)),
+        }
     } else {
         l.imm(1);
         by_width!(w, T => to_reg::<T, Imm>)
@@ -443,17 +478,32 @@ fn lower_extend(l: &mut Lower<'_>, signed: bool) -> Option<Handler> {
         // MOVSXD without REX.W.
         return lower_mov(l);
     }
+    let memory = !l.is_reg(1);
+    if !memory {
+        l.op.b = l.number(1);
+    }
+    let quick = l.form != Form::Any;
     macro_rules! pick {
-        ($h:ident) => {
-            if l.is_reg(1) {
-                l.op.b = l.number(1);
-                by_wide!(to, T => by_width!(from, F => $h::<T, F, RegB>))
-            } else {
-                by_wide!(to, T => by_width!(from, F => by_form!(l.form, A => $h::<T, F, Mem<A>>)))
+        ($h:ident, $any:ident, $to:ty, $from:ty) => {
+            match (memory, quick) {
+                (false, _) => $h::<$to, $from, RegB>,
+                (_, true) => $h::<$to, $from, Mem<Index>>,
+                _ => $any::<$to, $from>,
             }
         };
     }
-    Some(if signed { pick!(sign_extend) } else { pick!(zero_extend) })
+    Some(match (signed, to, from) {
+        (false, 16, _) => pick!(zero_extend, any_zero_extend, u16, u8),
+        // A write of 32 bits clears the rest.
+        (false, _, 8) => pick!(zero_extend, any_zero_extend, u32, u8),
+        (false, _, _) => pick!(zero_extend, any_zero_extend, u32, u16),
+        (true, 16, _) => pick!(sign_extend, any_sign_extend, u16, u8),
+        (true, 32, 8) => pick!(sign_extend, any_sign_extend, u32, u8),
+        (true, 32, _) => pick!(sign_extend, any_sign_extend, u32, u16),
+        (true, _, 8) => pick!(sign_extend, any_sign_extend, u64, u8),
+        (true, _, 16) => pick!(sign_extend, any_sign_extend, u64, u16),
+        (true, ..) => pick!(sign_extend, any_sign_extend, u64, u32),
+    })
 }
 
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
@@ -465,15 +515,15 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Lea => {
             l.op.a = l.number(0);
             match l.form {
-                Form::Base => by_wide!(w, T => lea_base::<T>),
-                Form::Index => by_wide!(w, T => lea_index::<T>),
-                Form::Any => by_wide!(w, T => lea::<T>),
+                Form::Base if w != 16 => by_long!(w, T => quick_lea::<T, Base>),
+                Form::Index if w != 16 => by_long!(w, T => quick_lea::<T, Index>),
+                _ => by_wide!(w, T => lea::<T>),
             }
         }
         M::Xchg if l.is_mem(0) || l.is_mem(1) => {
             l.op.a = l.number(u32::from(l.is_mem(0)));
             let w = l.width(u32::from(l.is_mem(0)));
-            by_width!(w, T => any_form!(A => xchg_mem::<T, A>))
+            by_width!(w, T => xchg_mem::<T>)
         }
         M::Xchg => {
             l.op.a = l.number(0);
@@ -486,15 +536,15 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         }
         M::Movbe if l.is_mem(0) => {
             l.op.a = l.number(1);
-            by_wide!(w, T => any_form!(A => movbe_store::<T, A>))
+            by_wide!(w, T => movbe_store::<T>)
         }
         M::Movbe => {
             l.op.a = l.number(0);
-            by_wide!(w, T => any_form!(A => movbe_load::<T, A>))
+            by_wide!(w, T => movbe_load::<T>)
         }
         M::Movnti => {
             l.op.a = l.number(1);
-            by_wide!(w, T => by_form!(l.form, A => to_mem::<T, RegA, A>))
+            by_wide!(w, T => by_form!(l.form, Q => to_mem::<T, RegA, Q>, else any_to_mem::<T, RegA>))
         }
         M::Cbw => cbw,
         M::Cwde => cwde,
@@ -518,15 +568,15 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Xadd => {
             l.op.b = l.number(1);
             l.op.c = u8::from(l.locked);
-            by_width!(w, T => any_form!(A => xadd_mem::<T, A>))
+            by_width!(w, T => xadd_mem::<T>)
         }
         M::Cmpxchg => {
             l.op.b = l.number(1);
             l.op.c = u8::from(l.locked);
-            by_width!(w, T => any_form!(A => cmpxchg_mem::<T, A>))
+            by_width!(w, T => cmpxchg_mem::<T>)
         }
-        M::Cmpxchg8b => any_form!(A => cmpxchg8b::<A>),
-        M::Cmpxchg16b => any_form!(A => cmpxchg16b::<A>),
+        M::Cmpxchg8b => cmpxchg8b,
+        M::Cmpxchg16b => cmpxchg16b,
         _ => return None,
     })
 }

@@ -1,12 +1,11 @@
 //! Multiplication, division and decimal adjustment.
 
-use super::operand::{Mem, RegB, Src};
-use super::shift::Src64;
-use super::{any_form, by_form, by_wide, by_width, ops};
+use super::operand::{Any, Index, Mem, RegB, Src};
+use super::{by_long, by_wide, by_width, ops};
 use crate::cpu::{Cpu, RAX, RDX};
-use crate::decode::Lower;
+use crate::decode::{Form, Lower};
 use crate::flags::{AF, CF, OF, kind};
-use crate::op::{Abort, Exec, Flow, Handler, OpPtr, run};
+use crate::op::{Abort, Exec, Flow, Handler, OpPtr, quick, run};
 use crate::regs::Int;
 use iced_x86::Mnemonic as M;
 
@@ -29,9 +28,9 @@ fn wide<T: Int>(cpu: &Cpu) -> u128 {
     }
 }
 
-fn mul<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn mul<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let b = S::load(cpu, op)?;
+        let b = S::load::<T>(cpu, op)?;
         let r = u128::from(cpu.gpr[RAX] & T::MASK) * u128::from(b.z());
         put_wide::<T>(cpu, r);
         cpu.lazy.set(kind::MUL, T::new(r as u64), T::new(u64::from(r >> T::BITS != 0)));
@@ -39,9 +38,9 @@ fn mul<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn imul_wide<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn imul_wide<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let b = S::load(cpu, op)?;
+        let b = S::load::<T>(cpu, op)?;
         let r = i128::from(T::new(cpu.gpr[RAX]).s()) * i128::from(b.s());
         put_wide::<T>(cpu, r as u128);
         let low = T::new(r as u64);
@@ -65,9 +64,9 @@ fn signed_product<T: Int>(cpu: &mut Cpu, a: T, b: T) -> T {
     }
 }
 
-fn imul<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let b = S::load(cpu, op)?;
+fn imul<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_imul::<T>, {
+        let b = S::load::<T>(cpu, op)?;
         let a = T::get(cpu, op.a);
         let r = signed_product(cpu, a, b);
         T::set(cpu, op.a, r);
@@ -75,9 +74,21 @@ fn imul<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn imul_imm<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+#[inline(never)]
+fn any_imul<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let a = S::load(cpu, op)?;
+        let b = Any::read::<T>(cpu, op)?;
+        let a = T::get(cpu, op.a);
+        let r = signed_product(cpu, a, b);
+        T::set(cpu, op.a, r);
+        Ok(())
+    })
+}
+
+/// By the immediate.
+fn imul_imm<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    run!(cpu, op, {
+        let a = S::load::<T>(cpu, op)?;
         let r = signed_product(cpu, a, T::new(op.imm));
         T::set(cpu, op.a, r);
         Ok(())
@@ -98,9 +109,9 @@ fn put_quotient<T: Int>(cpu: &mut Cpu, q: u64, r: u64) {
     }
 }
 
-fn div<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn div<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let b = S::load(cpu, op)?.z();
+        let b = S::load::<T>(cpu, op)?.z();
         if b == 0 {
             return Err(divide_error(cpu));
         }
@@ -119,9 +130,9 @@ fn div<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn idiv<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn idiv<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let b = i128::from(S::load(cpu, op)?.s());
+        let b = i128::from(S::load::<T>(cpu, op)?.s());
         if b == 0 {
             return Err(divide_error(cpu));
         }
@@ -143,8 +154,8 @@ fn idiv<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 }
 
 ops! {
-    fn mulx<T: Int, S: Src64>(cpu, op) {
-        let b = S::get::<T>(cpu, op)?;
+    direct fn mulx<T: Int, S: Src>(cpu, op) {
+        let b = S::load::<T>(cpu, op)?;
         let r = u128::from(cpu.gpr[RDX] & T::MASK) * u128::from(b.z());
         // If both destinations are one, the high half stays.
         T::set(cpu, op.c, T::new(r as u64));
@@ -210,7 +221,7 @@ macro_rules! one_operand {
             $l.op.b = $l.number(0);
             by_width!(w, T => $h::<T, RegB>)
         } else {
-            by_width!(w, T => any_form!(A => $h::<T, Mem<A>>))
+            by_width!(w, T => $h::<T, Mem<Any>>)
         }
     }};
 }
@@ -232,9 +243,11 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.b = l.number(1);
                 if three { by_wide!(w, T => imul_imm::<T, RegB>) } else { by_wide!(w, T => imul::<T, RegB>) }
             } else if three {
-                by_wide!(w, T => by_form!(l.form, A => imul_imm::<T, Mem<A>>))
+                by_wide!(w, T => imul_imm::<T, Mem<Any>>)
+            } else if l.form == Form::Any || w == 16 {
+                by_wide!(w, T => any_imul::<T>)
             } else {
-                by_wide!(w, T => by_form!(l.form, A => imul::<T, Mem<A>>))
+                by_long!(w, T => imul::<T, Mem<Index>>)
             }
         }
         M::Mulx => {
@@ -245,7 +258,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.b = l.number(2);
                 by_wide!(w, T => mulx::<T, RegB>)
             } else {
-                by_wide!(w, T => any_form!(A => mulx::<T, Mem<A>>))
+                by_wide!(w, T => mulx::<T, Mem<Any>>)
             }
         }
         M::Aam => {

@@ -1,7 +1,7 @@
 //! Shifts and rotates.
 
-use super::operand::{Addr, Mem, RegA, RegB, Src};
-use super::{any_form, by_wide, by_width, ops};
+use super::operand::{Any, Mem, RegB, Src};
+use super::{by_long, by_wide, by_width, ops, outlined};
 use crate::cpu::{Cpu, RCX};
 use crate::decode::Lower;
 use crate::flags::{CF, Lazy, OF, kind};
@@ -11,6 +11,8 @@ use iced_x86::Mnemonic as M;
 
 /// A shift by a count that is not zero.
 trait Shift {
+    /// As the opcodes number it.
+    const NUMBER: u8;
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, count: u32) -> T;
 }
 
@@ -23,6 +25,7 @@ struct Rcl;
 struct Rcr;
 
 impl Shift for Shl {
+    const NUMBER: u8 = 4;
     #[inline(always)]
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, n: u32) -> T {
         let before = T::new(a.z() << (n - 1));
@@ -35,6 +38,7 @@ impl Shift for Shl {
 }
 
 impl Shift for Shr {
+    const NUMBER: u8 = 5;
     #[inline(always)]
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, n: u32) -> T {
         let before = T::new(a.z() >> (n - 1));
@@ -47,6 +51,7 @@ impl Shift for Shr {
 }
 
 impl Shift for Sar {
+    const NUMBER: u8 = 7;
     #[inline(always)]
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, n: u32) -> T {
         let before = T::new((a.s() >> (n - 1)) as u64);
@@ -63,6 +68,7 @@ fn rotate_flags(lazy: &mut Lazy, cf: bool, of: bool) {
 }
 
 impl Shift for Rol {
+    const NUMBER: u8 = 0;
     #[inline(always)]
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, n: u32) -> T {
         let k = n % T::BITS;
@@ -76,6 +82,7 @@ impl Shift for Rol {
 }
 
 impl Shift for Ror {
+    const NUMBER: u8 = 1;
     #[inline(always)]
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, n: u32) -> T {
         let k = n % T::BITS;
@@ -89,6 +96,7 @@ impl Shift for Ror {
 }
 
 impl Shift for Rcl {
+    const NUMBER: u8 = 2;
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, n: u32) -> T {
         let k = n % (T::BITS + 1);
         let mut cf = lazy.cf();
@@ -104,6 +112,7 @@ impl Shift for Rcl {
 }
 
 impl Shift for Rcr {
+    const NUMBER: u8 = 3;
     fn run<T: Int, const F: bool>(lazy: &mut Lazy, a: T, n: u32) -> T {
         let k = n % (T::BITS + 1);
         let mut cf = lazy.cf();
@@ -119,32 +128,47 @@ impl Shift for Rcr {
     }
 }
 
-/// Where the count comes from.
-trait Count {
-    fn get<T: Int>(cpu: &Cpu, op: OpPtr) -> u32;
-}
-
-/// The immediate in `c`, already masked and not zero.
-struct ByImm;
-/// CL.
-struct ByCl;
-
-impl Count for ByImm {
-    #[inline(always)]
-    fn get<T: Int>(_cpu: &Cpu, op: OpPtr) -> u32 {
-        u32::from(op.c)
+/// The shift of that number.
+#[inline(never)]
+fn by_number<T: Int>(number: u8, lazy: &mut Lazy, a: T, count: u32) -> T {
+    if count == 0 {
+        return a;
+    }
+    match number & 7 {
+        Rol::NUMBER => Rol::run::<T, true>(lazy, a, count),
+        Ror::NUMBER => Ror::run::<T, true>(lazy, a, count),
+        Rcl::NUMBER => Rcl::run::<T, true>(lazy, a, count),
+        Rcr::NUMBER => Rcr::run::<T, true>(lazy, a, count),
+        Shr::NUMBER => Shr::run::<T, true>(lazy, a, count),
+        Sar::NUMBER => Sar::run::<T, true>(lazy, a, count),
+        _ => Shl::run::<T, true>(lazy, a, count),
     }
 }
 
-impl Count for ByCl {
-    #[inline(always)]
-    fn get<T: Int>(cpu: &Cpu, _op: OpPtr) -> u32 {
-        cpu.gpr[RCX] as u32 & if T::BITS == 64 { 63 } else { 31 }
-    }
+/// Bits of a count that matter.
+const fn count_mask<T: Int>() -> u8 {
+    if T::BITS == 64 { 63 } else { 31 }
 }
 
-fn shift_reg<T: Int, S: Shift, C: Count, const F: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    let n = C::get::<T>(cpu, op);
+/// A count that is taken from CL.
+const BY_CL: u8 = 0xff;
+
+/// CL, or the given count; masked.
+fn count<T: Int>(cpu: &Cpu, given: u8) -> u32 {
+    let n = if given == BY_CL { cpu.gpr[RCX] as u8 } else { given };
+    u32::from(n & count_mask::<T>())
+}
+
+/// By the immediate in `b`, already masked and not zero.
+fn by_imm<T: Int, S: Shift, const F: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let a = T::get(cpu, op.a);
+    let r = S::run::<T, F>(&mut cpu.lazy, a, u32::from(op.b & count_mask::<T>()));
+    T::set(cpu, op.a, r);
+    next(cpu, op)
+}
+
+fn by_cl<T: Int, S: Shift, const F: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let n = cpu.gpr[RCX] as u32 & u32::from(count_mask::<T>());
     let a = T::get(cpu, op.a);
     // A 32-bit register is written, and so extended, also by a count of 0.
     let r = if n == 0 { a } else { S::run::<T, F>(&mut cpu.lazy, a, n) };
@@ -152,49 +176,40 @@ fn shift_reg<T: Int, S: Shift, C: Count, const F: bool>(cpu: &mut Cpu, op: OpPtr
     next(cpu, op)
 }
 
-fn shift_mem<T: Int, S: Shift, C: Count, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let n = C::get::<T>(cpu, op);
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
-        cpu.rmw::<T>(at, |cpu, a| if n == 0 { a } else { S::run::<T, true>(&mut cpu.lazy, a, n) })
-    })
-}
-
-/// No count: nothing but the access happens.
-fn shift_mem_zero<T: Int, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
-        cpu.rmw::<T>(at, |_, a| a)
-    })
-}
-
-fn shift_reg_zero<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// `c` is the shift's number.
+#[inline(never)]
+fn any_reg<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let n = count::<T>(cpu, op.b);
     let a = T::get(cpu, op.a);
-    T::set(cpu, op.a, a);
+    let r = by_number(op.c, &mut cpu.lazy, a, n);
+    T::set(cpu, op.a, r);
     next(cpu, op)
+}
+
+/// `c` is the shift's number.
+#[inline(never)]
+fn any_mem<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    run!(cpu, op, {
+        let n = count::<T>(cpu, op.b);
+        Any::rmw::<T>(cpu, op, |cpu, a| by_number(op.c, &mut cpu.lazy, a, n))
+    })
 }
 
 fn lower_shift<S: Shift>(l: &mut Lower<'_>) -> Option<Handler> {
     let w = l.width(0);
-    let by_cl = l.is_reg(1);
-    if !by_cl {
-        l.op.c = l.i.immediate(1) as u8 & if w == 64 { 63 } else { 31 };
-    }
-    let zero = !by_cl && l.op.c == 0;
+    l.op.c = S::NUMBER;
+    l.op.b = if l.is_reg(1) { BY_CL } else { l.i.immediate(1) as u8 & if w == 64 { 63 } else { 31 } };
     if l.is_mem(0) {
-        return Some(match (zero, by_cl) {
-            (true, _) => by_width!(w, T => any_form!(A => shift_mem_zero::<T, A>)),
-            (_, true) => by_width!(w, T => any_form!(A => shift_mem::<T, S, ByCl, A>)),
-            _ => by_width!(w, T => any_form!(A => shift_mem::<T, S, ByImm, A>)),
-        });
+        return Some(by_width!(w, T => any_mem::<T>));
     }
     l.op.a = l.number(0);
-    Some(match (zero, by_cl, l.flags) {
-        (true, _, _) => by_width!(w, T => shift_reg_zero::<T>),
-        (_, true, true) => by_width!(w, T => shift_reg::<T, S, ByCl, true>),
-        (_, true, false) => by_width!(w, T => shift_reg::<T, S, ByCl, false>),
-        (_, false, true) => by_width!(w, T => shift_reg::<T, S, ByImm, true>),
-        (_, false, false) => by_width!(w, T => shift_reg::<T, S, ByImm, false>),
+    let rare = l.op.b == 0 || w < 32 || S::NUMBER == Rcl::NUMBER || S::NUMBER == Rcr::NUMBER;
+    Some(match (rare, l.op.b == BY_CL, l.flags) {
+        (true, ..) => by_width!(w, T => any_reg::<T>),
+        (_, true, true) => by_long!(w, T => by_cl::<T, S, true>),
+        (_, true, false) => by_long!(w, T => by_cl::<T, S, false>),
+        (_, false, true) => by_long!(w, T => by_imm::<T, S, true>),
+        (_, false, false) => by_long!(w, T => by_imm::<T, S, false>),
     })
 }
 
@@ -218,121 +233,61 @@ fn double<T: Int, const LEFT: bool>(lazy: &mut Lazy, a: T, fill: T, n: u32) -> T
     r
 }
 
-ops! {
-    fn double_reg<T: Int, C: CountTrait, D: Direction>(cpu, op) {
-        let n = C::count::<T>(cpu, op);
+/// SHLD (`LEFT`) and SHRD; `c` is the count.
+fn double_reg<T: Int, const LEFT: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let n = count::<T>(cpu, op.c);
         let (a, b) = (T::get(cpu, op.a), T::get(cpu, op.b));
-        let r = if n == 0 { a } else if D::LEFT {
-            double::<T, true>(&mut cpu.lazy, a, b, n)
-        } else {
-            double::<T, false>(&mut cpu.lazy, a, b, n)
-        };
-        T::set(cpu, op.a, r)
-    }
+        let r = if n == 0 { a } else { double::<T, LEFT>(&mut cpu.lazy, a, b, n) };
+        T::set(cpu, op.a, r);
+        Ok(())
+    })
+}
 
-    fn double_mem<T: Int, C: CountTrait, D: Direction, A: Addr>(cpu, op) {
-        let n = C::count::<T>(cpu, op);
+fn double_mem<T: Int, const LEFT: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let n = count::<T>(cpu, op.c);
         let b = T::get(cpu, op.b);
-        let at = A::at(cpu, op, T::BYTES as u64, true)?;
-        cpu.rmw::<T>(at, |cpu, a| {
-            if n == 0 { a } else if D::LEFT {
-                double::<T, true>(&mut cpu.lazy, a, b, n)
-            } else {
-                double::<T, false>(&mut cpu.lazy, a, b, n)
-            }
-        })?
-    }
+        Any::rmw::<T>(cpu, op, |cpu, a| if n == 0 { a } else { double::<T, LEFT>(&mut cpu.lazy, a, b, n) })
+    })
+}
 
-    fn rorx<T: Int, S: Src64>(cpu, op) {
-        let a = S::get::<T>(cpu, op)?.z();
+ops! {
+    direct fn rorx<T: Int, S: Src>(cpu, op) {
+        let a = S::load::<T>(cpu, op)?.z();
         let k = op.imm as u32 & (T::BITS - 1);
         let r = if k == 0 { a } else { a >> k | a << (T::BITS - k) };
         T::set(cpu, op.a, T::new(r))
     }
 
-    fn sarx<T: Int, S: Src64>(cpu, op) {
-        let a = S::get::<T>(cpu, op)?;
+    direct fn sarx<T: Int, S: Src>(cpu, op) {
+        let a = S::load::<T>(cpu, op)?;
         let k = T::get(cpu, op.c).z() as u32 & (T::BITS - 1);
         T::set(cpu, op.a, T::new((a.s() >> k) as u64))
     }
 
-    fn shlx<T: Int, S: Src64>(cpu, op) {
-        let a = S::get::<T>(cpu, op)?;
+    direct fn shlx<T: Int, S: Src>(cpu, op) {
+        let a = S::load::<T>(cpu, op)?;
         let k = T::get(cpu, op.c).z() as u32 & (T::BITS - 1);
         T::set(cpu, op.a, T::new(a.z() << k))
     }
 
-    fn shrx<T: Int, S: Src64>(cpu, op) {
-        let a = S::get::<T>(cpu, op)?;
+    direct fn shrx<T: Int, S: Src>(cpu, op) {
+        let a = S::load::<T>(cpu, op)?;
         let k = T::get(cpu, op.c).z() as u32 & (T::BITS - 1);
         T::set(cpu, op.a, T::new(a.z() >> k))
     }
 }
 
-/// A source that is generic over its width.
-pub(crate) trait Src64 {
-    fn get<T: Int>(cpu: &mut Cpu, op: OpPtr) -> crate::op::Exec<T>;
-}
-impl Src64 for RegB {
-    #[inline(always)]
-    fn get<T: Int>(cpu: &mut Cpu, op: OpPtr) -> crate::op::Exec<T> {
-        <RegB as Src<T>>::load(cpu, op)
-    }
-}
-impl Src64 for RegA {
-    #[inline(always)]
-    fn get<T: Int>(cpu: &mut Cpu, op: OpPtr) -> crate::op::Exec<T> {
-        <RegA as Src<T>>::load(cpu, op)
-    }
-}
-impl<A: Addr> Src64 for Mem<A> {
-    #[inline(always)]
-    fn get<T: Int>(cpu: &mut Cpu, op: OpPtr) -> crate::op::Exec<T> {
-        <Mem<A> as Src<T>>::load(cpu, op)
-    }
-}
-
-trait CountTrait {
-    fn count<T: Int>(cpu: &Cpu, op: OpPtr) -> u32;
-}
-impl<C: Count> CountTrait for C {
-    fn count<T: Int>(cpu: &Cpu, op: OpPtr) -> u32 {
-        C::get::<T>(cpu, op)
-    }
-}
-
-trait Direction {
-    const LEFT: bool;
-}
-struct Left;
-struct Right;
-impl Direction for Left {
-    const LEFT: bool = true;
-}
-impl Direction for Right {
-    const LEFT: bool = false;
-}
-
-fn lower_double<D: Direction>(l: &mut Lower<'_>) -> Option<Handler> {
+fn lower_double<const LEFT: bool>(l: &mut Lower<'_>) -> Option<Handler> {
     let w = l.width(0);
-    let by_cl = l.is_reg(2);
-    if !by_cl {
-        l.op.c = l.i.immediate(2) as u8 & if w == 64 { 63 } else { 31 };
-    }
+    l.op.c = if l.is_reg(2) { BY_CL } else { l.i.immediate(2) as u8 & if w == 64 { 63 } else { 31 } };
     l.op.b = l.number(1);
     if l.is_reg(0) {
         l.op.a = l.number(0);
-        return Some(if by_cl {
-            by_wide!(w, T => double_reg::<T, ByCl, D>)
-        } else {
-            by_wide!(w, T => double_reg::<T, ByImm, D>)
-        });
+        return Some(by_wide!(w, T => double_reg::<T, LEFT>));
     }
-    Some(if by_cl {
-        by_wide!(w, T => any_form!(A => double_mem::<T, ByCl, D, A>))
-    } else {
-        by_wide!(w, T => any_form!(A => double_mem::<T, ByImm, D, A>))
-    })
+    Some(by_wide!(w, T => double_mem::<T, LEFT>))
 }
 
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
@@ -349,7 +304,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.b = l.number(1);
                 by_wide!(w, T => $h::<T, RegB>)
             } else {
-                by_wide!(w, T => any_form!(A => $h::<T, Mem<A>>))
+                by_wide!(w, T => $h::<T, Mem<Any>>)
             }
         }};
     }
@@ -361,8 +316,8 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         M::Ror => lower_shift::<Ror>(l),
         M::Rcl => lower_shift::<Rcl>(l),
         M::Rcr => lower_shift::<Rcr>(l),
-        M::Shld => lower_double::<Left>(l),
-        M::Shrd => lower_double::<Right>(l),
+        M::Shld => lower_double::<true>(l),
+        M::Shrd => lower_double::<false>(l),
         M::Rorx => Some(bmi!(rorx)),
         M::Sarx => Some(bmi!(sarx)),
         M::Shlx => Some(bmi!(shlx)),

@@ -1,12 +1,15 @@
 //! Moves between vectors, memory and general registers; vector shifts; masks.
 
-use super::ops;
-use super::sse::{address, source, source256, write256};
+use super::operand::{Any, Index, Quick};
+use super::sse::{
+    Memory, Register, Source, VEX, address, aligned, bytes, low, number, quick_memory, whole, write256,
+};
+use super::{ops, outlined};
 use crate::cpu::Cpu;
-use crate::decode::Lower;
+use crate::decode::{Form, Lower};
 use crate::num::simd::{arith as ar, shift as sh};
 use crate::num::vec::{V128, V256};
-use crate::op::{Flow, Handler, OpPtr, run};
+use crate::op::{Flow, Handler, OpPtr, next, quick, run};
 use crate::regs::Int;
 use iced_x86::{EncodingKind, Mnemonic as M};
 
@@ -20,60 +23,69 @@ fn put(cpu: &mut Cpu, r: u8, v: V128, vex: bool) {
     }
 }
 
-fn load<const MEM: bool, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let v = source::<MEM>(cpu, op)?;
+fn load<S: Source, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_load, {
+        let v = S::x(cpu, op)?;
         put(cpu, op.a, v, VEX);
         Ok(())
     })
 }
 
-fn load256<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        cpu.vec[usize::from(op.a & 15)] = source256::<MEM>(cpu, op)?;
+fn load256<S: Source>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_load256, {
+        cpu.vec[usize::from(op.a & 15)] = S::y(cpu, op)?;
+        Ok(())
+    })
+}
+
+/// Loads 4 or 8 bytes, zero-extended.
+fn load_lane<T: Int, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_load, {
+        let v = Memory::lane::<T>(cpu, op)?;
+        put(cpu, op.a, V128::from_halves(v.z(), 0), VEX);
         Ok(())
     })
 }
 
 fn store(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let at = address(cpu, op, 16, true)?;
-        if op.imm >> 16 & 1 != 0 && at & 15 != 0 {
-            return Err(cpu.gp(0));
-        }
-        cpu.write128(at, cpu.vec[usize::from(op.b & 15)].lo.to_u128())
+    quick!(cpu, op, any_store, {
+        let at = aligned(cpu, op)?;
+        cpu.quick_write128(at, cpu.vec[usize::from(op.b & 15)].lo.to_u128())
     })
 }
 
 fn store256(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let at = address(cpu, op, 32, true)?;
-        if op.imm >> 16 & 1 != 0 && at & 31 != 0 {
-            return Err(cpu.gp(0));
-        }
+    quick!(cpu, op, any_store256, {
+        let at = aligned(cpu, op)?;
         let v = cpu.vec[usize::from(op.b & 15)];
-        write256(cpu, at, v)
+        cpu.quick_write256(at, [v.lo.to_u128(), v.hi.to_u128()])
     })
 }
 
-/// Stores lane 0 (`HIGH`: the upper 64 bits) of 4 or 8 bytes.
-fn store_lane<T: Int, const HIGH: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let at = address(cpu, op, T::BYTES as u64, true)?;
+/// Stores lane 0 of 4 or 8 bytes.
+fn store_lane<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_store_lane::<T, false>, {
         let v = cpu.vec[usize::from(op.b & 15)].lo;
-        cpu.write(at, T::new(if HIGH { v.high() } else { v.low() }))
+        Index::write(cpu, op, T::new(v.low()))
+    })
+}
+
+/// The same, with `HIGH` of the upper 64 bits.
+#[inline(never)]
+fn any_store_lane<T: Int, const HIGH: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    run!(cpu, op, {
+        let v = cpu.vec[usize::from(op.b & 15)].lo;
+        Any::write(cpu, op, T::new(if HIGH { v.high() } else { v.low() }))
     })
 }
 
 /// MOVSS and MOVSD between registers: `c` is the other source (the destination, in legacy forms).
 fn merge_lane<T: Int, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let b = cpu.vec[usize::from(op.b & 15)].lo;
-        let rest = cpu.vec[usize::from(if VEX { op.c } else { op.a } & 15)].lo;
-        let low = b.low() & T::MASK | rest.low() & !T::MASK;
-        put(cpu, op.a, V128::from_halves(low, rest.high()), VEX);
-        Ok(())
-    })
+    let b = cpu.vec[usize::from(op.b & 15)].lo;
+    let rest = cpu.vec[usize::from(if VEX { op.c } else { op.a } & 15)].lo;
+    let low = b.low() & T::MASK | rest.low() & !T::MASK;
+    put(cpu, op.a, V128::from_halves(low, rest.high()), VEX);
+    next(cpu, op)
 }
 
 fn to_gpr<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
@@ -92,41 +104,62 @@ fn from_gpr<T: Int, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-/// One half from memory or a register, the other from `c` or the destination.
-fn halves<const MEM: bool, const VEX: bool, const TO_HIGH: bool, const FROM_HIGH: bool>(
-    cpu: &mut Cpu,
-    op: OpPtr,
-) -> Flow {
-    run!(cpu, op, {
-        let b = source::<MEM>(cpu, op)?;
-        let rest = cpu.vec[usize::from(if VEX { op.c } else { op.a } & 15)].lo;
-        let new = if FROM_HIGH { b.high() } else { b.low() };
-        let v =
-            if TO_HIGH { V128::from_halves(rest.low(), new) } else { V128::from_halves(new, rest.high()) };
-        put(cpu, op.a, v, VEX);
-        Ok(())
-    })
+// Bits of `imm` of a move of halves: it goes to the upper half; it comes from there.
+const TO_HIGH: u64 = 1 << 32;
+const FROM_HIGH: u64 = 1 << 33;
+
+ops! {
+    fn any_load(cpu, op) {
+        let v = low(cpu, op)?;
+        put(cpu, op.a, v, op.imm & VEX != 0)
+    }
+
+    fn any_load256(cpu, op) { cpu.vec[usize::from(op.a & 15)] = whole(cpu, op)? }
+
+    fn any_store(cpu, op) {
+        let at = address(cpu, op, 16, true)?;
+        cpu.write128(at, cpu.vec[usize::from(op.b & 15)].lo.to_u128())?
+    }
+
+    fn any_store256(cpu, op) {
+        let at = address(cpu, op, 32, true)?;
+        let v = cpu.vec[usize::from(op.b & 15)];
+        write256(cpu, at, v)?
+    }
+
+    /// One half from memory or a register, the other from `c` or the destination.
+    fn halves(cpu, op) {
+        let vex = op.imm & VEX != 0;
+        let b = low(cpu, op)?;
+        let rest = cpu.vec[usize::from(if vex { op.c } else { op.a } & 15)].lo;
+        let new = if op.imm & FROM_HIGH != 0 { b.high() } else { b.low() };
+        let v = if op.imm & TO_HIGH != 0 {
+            V128::from_halves(rest.low(), new)
+        } else {
+            V128::from_halves(new, rest.high())
+        };
+        put(cpu, op.a, v, vex)
+    }
 }
 
 ops! {
-    fn movq_reg(cpu, op) {
+    direct fn movq_reg(cpu, op) {
         let v = cpu.vec[usize::from(op.b & 15)].lo.low();
-        let vex = op.scale != 0;
-        put(cpu, op.a, V128::from_halves(v, 0), vex)
+        put(cpu, op.a, V128::from_halves(v, 0), op.imm & VEX != 0)
     }
 
-    fn movmskps(cpu, op) { let v = ar::movmskps(cpu.vec[usize::from(op.b & 15)].lo); u32::set(cpu, op.a, v) }
-    fn movmskpd(cpu, op) { let v = ar::movmskpd(cpu.vec[usize::from(op.b & 15)].lo); u32::set(cpu, op.a, v) }
-    fn pmovmskb(cpu, op) { let v = ar::pmovmskb(cpu.vec[usize::from(op.b & 15)].lo); u32::set(cpu, op.a, v) }
-    fn vmovmskps(cpu, op) {
+    direct fn movmskps(cpu, op) { let v = ar::movmskps(cpu.vec[usize::from(op.b & 15)].lo); u32::set(cpu, op.a, v) }
+    direct fn movmskpd(cpu, op) { let v = ar::movmskpd(cpu.vec[usize::from(op.b & 15)].lo); u32::set(cpu, op.a, v) }
+    direct fn pmovmskb(cpu, op) { let v = ar::pmovmskb(cpu.vec[usize::from(op.b & 15)].lo); u32::set(cpu, op.a, v) }
+    direct fn vmovmskps(cpu, op) {
         let v = cpu.vec[usize::from(op.b & 15)];
         u32::set(cpu, op.a, ar::movmskps(v.lo) | ar::movmskps(v.hi) << 4)
     }
-    fn vmovmskpd(cpu, op) {
+    direct fn vmovmskpd(cpu, op) {
         let v = cpu.vec[usize::from(op.b & 15)];
         u32::set(cpu, op.a, ar::movmskpd(v.lo) | ar::movmskpd(v.hi) << 2)
     }
-    fn vpmovmskb(cpu, op) {
+    direct fn vpmovmskb(cpu, op) {
         let v = cpu.vec[usize::from(op.b & 15)];
         u32::set(cpu, op.a, ar::pmovmskb(v.lo) | ar::pmovmskb(v.hi) << 16)
     }
@@ -139,7 +172,7 @@ ops! {
         cpu.vec[..n].iter_mut().for_each(|v| *v = V256::ZERO)
     }
     fn broadcast<T: Int>(cpu, op) {
-        let v = if op.imm >> 8 & 0xff != 0 { source::<true>(cpu, op)? } else { source::<false>(cpu, op)? };
+        let v = low(cpu, op)?;
         let x = T::new(v.low()).z();
         let mut q = x;
         let mut bits = T::BITS;
@@ -151,7 +184,7 @@ ops! {
         cpu.vec[usize::from(op.a & 15)] = V256 { lo: lane, hi: if op.c != 0 { lane } else { V128::ZERO } }
     }
     fn broadcast128(cpu, op) {
-        let v = source::<true>(cpu, op)?;
+        let v = low(cpu, op)?;
         cpu.vec[usize::from(op.a & 15)] = V256 { lo: v, hi: v }
     }
     fn extract128_reg(cpu, op) {
@@ -164,14 +197,14 @@ ops! {
         cpu.write128(at, if op.imm & 1 != 0 { v.hi } else { v.lo }.to_u128())?
     }
     fn ptest(cpu, op) {
-        let b = if op.imm >> 8 & 0xff != 0 { source256::<true>(cpu, op)? } else { source256::<false>(cpu, op)? };
+        let b = whole(cpu, op)?;
         let a = cpu.vec[usize::from(op.a & 15)];
         let (z, c) = if op.c != 0 { crate::num::simd::permute::vptest(a, b) } else { ar::ptest(a.lo, b.lo) };
         cpu.lazy.put(u64::from(c) | u64::from(z) << 6)
     }
     /// PINSRx: lane `c` of the destination (or source `scale`... see `lower`).
     fn insert<T: Int>(cpu, op) {
-        let v = if op.imm >> 8 & 0xff != 0 {
+        let v = if bytes(op) != 0 {
             let at = address(cpu, op, T::BYTES as u64, false)?;
             cpu.read::<T>(at)?.z()
         } else {
@@ -200,42 +233,31 @@ ops! {
 
 /// A shift of every lane.
 trait Shift {
+    const NUMBER: u64;
     fn run(a: V128, count: u64) -> V128;
 }
 
-fn shift_by<S: Shift>(cpu: &mut Cpu, op: OpPtr, count: u64, from: u8) {
-    let a = cpu.vec[usize::from(from & 15)];
-    match op.asize & 0x30 {
-        0x20 => cpu.vec[usize::from(op.a & 15)] = V256 { lo: S::run(a.lo, count), hi: S::run(a.hi, count) },
-        form => put(cpu, op.a, S::run(a.lo, count), form != 0),
-    }
-}
+// Bits of `imm` of a shift: a whole YMM register; by the immediate.
+const YMM: u64 = 1 << 48;
+const BY_IMMEDIATE: u64 = 1 << 49;
 
+/// By the immediate, in a legacy form.
 fn shift_imm<S: Shift>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    shift_by::<S>(cpu, op, op.imm & 0xff, op.b);
-    crate::op::next(cpu, op)
+    let d = &mut cpu.vec[usize::from(op.a & 15)].lo;
+    *d = S::run(*d, op.imm & 0xff);
+    next(cpu, op)
 }
 
-fn shift_reg<S: Shift>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let n = cpu.vec[usize::from(op.b & 15)].lo.low();
-        let from = if op.asize & 0x30 == 0 { op.a } else { op.c };
-        shift_by::<S>(cpu, op, n, from);
-        Ok(())
-    })
-}
-
-fn shift_mem<S: Shift, const VEX: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let n = source::<true>(cpu, op)?.low();
-        let d = usize::from(op.a & 15);
-        match VEX {
-            0 => cpu.vec[d].lo = S::run(cpu.vec[d].lo, n),
-            1 => cpu.vec[d] = V256 { lo: S::run(cpu.vec[usize::from(op.c & 15)].lo, n), hi: V128::ZERO },
-            _ => {
-                let a = cpu.vec[usize::from(op.c & 15)];
-                cpu.vec[d] = V256 { lo: S::run(a.lo, n), hi: S::run(a.hi, n) };
-            }
+/// Any other: `c` is shifted, by the last source or the immediate.
+#[inline(never)]
+fn any_shift(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let count = if op.imm & BY_IMMEDIATE != 0 { op.imm & 0xff } else { low(cpu, op)?.low() };
+        let run = SHIFTS[number(op) % SHIFTS.len()];
+        let a = cpu.vec[usize::from(op.c & 15)];
+        put(cpu, op.a, run(a.lo, count), op.imm & VEX != 0);
+        if op.imm & YMM != 0 {
+            cpu.vec[usize::from(op.a & 15)].hi = run(a.hi, count);
         }
         Ok(())
     })
@@ -243,17 +265,20 @@ fn shift_mem<S: Shift, const VEX: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 
 macro_rules! shifts {
     ($($m:ident $v:ident $f:path;)*) => {
+        #[derive(Clone, Copy)]
+        enum Number { $($m,)* }
         mod shifts {
             use super::*;
             $(pub(super) struct $m;
             impl Shift for $m {
+                const NUMBER: u64 = Number::$m as u64;
                 #[inline(always)]
                 fn run(a: V128, count: u64) -> V128 {
-                    let f: fn(V128, u64) -> V128 = |a, n| $f(a, n.try_into().unwrap_or(u8::MAX.into()));
-                    f(a, count)
+                    $f(a, count.try_into().unwrap_or(u8::MAX.into()))
                 }
             })*
         }
+        static SHIFTS: &[fn(V128, u64) -> V128] = &[$(shifts::$m::run,)*];
         fn lower_shift(l: &mut Lower<'_>) -> Option<Handler> {
             match l.i.mnemonic() {
                 $(M::$m | M::$v => Some(pick_shift::<shifts::$m>(l)),)*
@@ -278,26 +303,33 @@ shifts! {
 
 fn pick_shift<S: Shift>(l: &mut Lower<'_>) -> Handler {
     let vex = l.i.encoding() != EncodingKind::Legacy;
-    let form: u8 = match (vex, l.reg(0).is_ymm()) {
-        (false, _) => 0,
-        (_, false) => 1,
-        _ => 2,
-    };
-    let last = l.i.op_count() - 1;
-    if l.is_imm(last) {
-        l.op.b = if vex { l.number(1) & 15 } else { l.op.a };
-        l.op.asize = form * 0x10;
+    let by_imm = l.is_imm(l.i.op_count() - 1);
+    if by_imm && !vex {
         return shift_imm::<S>;
     }
-    if l.is_mem(last) {
-        return match form {
-            0 => shift_mem::<S, 0>,
-            1 => shift_mem::<S, 1>,
-            _ => shift_mem::<S, 2>,
-        };
+    // The shifted one is the second operand of every VEX form.
+    l.op.c = if vex { l.number(1) & 15 } else { l.op.a };
+    l.op.imm |= S::NUMBER << 32;
+    l.op.imm |= if l.reg(0).is_ymm() { YMM } else { 0 };
+    l.op.imm |= if by_imm { BY_IMMEDIATE } else { 0 };
+    any_shift
+}
+
+/// A load or store of the lowest lane, of 4 or 8 bytes.
+fn lane(l: &Lower<'_>, store: bool, vex: bool) -> Handler {
+    let wide = l.i.memory_size().size() == 8;
+    let quick = l.form != Form::Any;
+    match (store, quick, wide) {
+        (true, true, true) => store_lane::<u64>,
+        (true, true, false) => store_lane::<u32>,
+        (true, false, true) => any_store_lane::<u64, false>,
+        (true, false, false) => any_store_lane::<u32, false>,
+        (false, false, _) => any_load,
+        (false, _, true) if vex => load_lane::<u64, true>,
+        (false, _, true) => load_lane::<u64, false>,
+        (false, _, false) if vex => load_lane::<u32, true>,
+        (false, _, false) => load_lane::<u32, false>,
     }
-    l.op.asize = form * 0x10;
-    shift_reg::<S>
 }
 
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
@@ -309,16 +341,10 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     let ymm = (0..l.i.op_count()).any(|n| l.is_reg(n) && l.reg(n).is_ymm());
     let to_mem = l.is_mem(0);
     let from_mem = l.i.op_count() > 1 && (l.is_mem(1) || l.i.op_count() > 2 && l.is_mem(2));
-    macro_rules! half {
-        ($to:literal, $from:literal) => {
-            match (from_mem, vex) {
-                (false, false) => halves::<false, false, $to, $from>,
-                (false, true) => halves::<false, true, $to, $from>,
-                (true, false) => halves::<true, false, $to, false>,
-                (true, true) => halves::<true, true, $to, false>,
-            }
-        };
-    }
+    let half = |l: &mut Lower<'_>, to_high: bool, from_high: bool| {
+        l.op.imm |= if to_high { TO_HIGH } else { 0 } | if from_high { FROM_HIGH } else { 0 };
+        halves
+    };
     Some(match m {
         M::Movaps
         | M::Movapd
@@ -341,47 +367,39 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         | M::Vmovntdqa
         | M::Vmovntps
         | M::Vmovntpd
-        | M::Vmovntdq => match (to_mem, ymm, from_mem, vex) {
-            (true, true, ..) => store256,
-            (true, false, ..) => store,
-            (_, true, true, _) => load256::<true>,
-            (_, true, false, _) => load256::<false>,
-            (_, _, true, true) => load::<true, true>,
-            (_, _, true, false) => load::<true, false>,
-            (_, _, false, true) => load::<false, true>,
-            (_, _, false, false) => load::<false, false>,
-        },
-        M::Movss | M::Vmovss | M::Movsd | M::Vmovsd => {
-            let single = matches!(m, M::Movss | M::Vmovss);
-            match (to_mem, from_mem, vex) {
-                (true, ..) if single => store_lane::<u32, false>,
-                (true, ..) => store_lane::<u64, false>,
-                (_, true, true) => load::<true, true>,
-                (_, true, false) => load::<true, false>,
-                (_, _, true) if single => merge_lane::<u32, true>,
-                (_, _, true) => merge_lane::<u64, true>,
-                (_, _, false) if single => merge_lane::<u32, false>,
-                _ => merge_lane::<u64, false>,
+        | M::Vmovntdq => {
+            let quick = quick_memory(l, if ymm { 32 } else { 16 });
+            match (to_mem, from_mem, ymm) {
+                (true, _, true) if quick => store256,
+                (true, _, true) => any_store256,
+                (true, _, false) if quick => store,
+                (true, _, false) => any_store,
+                (_, true, true) if quick => load256::<Memory>,
+                (_, true, true) => any_load256,
+                (_, false, true) => load256::<Register>,
+                (_, true, false) if quick && vex => load::<Memory, true>,
+                (_, true, false) if quick => load::<Memory, false>,
+                (_, true, false) => any_load,
+                (_, false, false) if vex => load::<Register, true>,
+                (_, false, false) => load::<Register, false>,
             }
         }
+        M::Movss | M::Vmovss | M::Movsd | M::Vmovsd if to_mem || from_mem => lane(l, to_mem, vex),
+        M::Movss => merge_lane::<u32, false>,
+        M::Movsd => merge_lane::<u64, false>,
+        M::Vmovss => merge_lane::<u32, true>,
+        M::Vmovsd => merge_lane::<u64, true>,
         M::Movd | M::Vmovd | M::Movq | M::Vmovq => {
             let xmm = |l: &Lower<'_>, n| l.is_reg(n) && l.reg(n).is_xmm();
             if l.is_reg(0) && l.reg(0).is_mm() || l.is_reg(1) && l.reg(1).is_mm() {
                 return None;
             }
-            if to_mem {
-                if l.i.memory_size().size() == 8 {
-                    store_lane::<u64, false>
-                } else {
-                    store_lane::<u32, false>
-                }
+            if to_mem || from_mem && xmm(l, 0) {
+                lane(l, to_mem, vex)
             } else if !xmm(l, 0) {
                 l.op.a = l.number(0);
                 if l.width(0) == 64 { to_gpr::<u64> } else { to_gpr::<u32> }
-            } else if from_mem {
-                if vex { load::<true, true> } else { load::<true, false> }
             } else if xmm(l, 1) {
-                l.op.scale = u8::from(vex);
                 movq_reg
             } else {
                 l.op.b = l.number(1);
@@ -393,12 +411,12 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 }
             }
         }
-        M::Movlps | M::Movlpd | M::Vmovlps | M::Vmovlpd if to_mem => store_lane::<u64, false>,
-        M::Movhps | M::Movhpd | M::Vmovhps | M::Vmovhpd if to_mem => store_lane::<u64, true>,
-        M::Movlps | M::Movlpd | M::Vmovlps | M::Vmovlpd => half!(false, false),
-        M::Movhps | M::Movhpd | M::Vmovhps | M::Vmovhpd => half!(true, false),
-        M::Movlhps | M::Vmovlhps => half!(true, false),
-        M::Movhlps | M::Vmovhlps => half!(false, true),
+        M::Movlps | M::Movlpd | M::Vmovlps | M::Vmovlpd if to_mem => lane(l, true, vex),
+        M::Movhps | M::Movhpd | M::Vmovhps | M::Vmovhpd if to_mem => any_store_lane::<u64, true>,
+        M::Movlps | M::Movlpd | M::Vmovlps | M::Vmovlpd => half(l, false, false),
+        M::Movhps | M::Movhpd | M::Vmovhps | M::Vmovhpd => half(l, true, false),
+        M::Movlhps | M::Vmovlhps => half(l, true, false),
+        M::Movhlps | M::Vmovhlps => half(l, false, true),
         M::Movmskps | M::Movmskpd | M::Pmovmskb | M::Vmovmskps | M::Vmovmskpd | M::Vpmovmskb => {
             if l.is_reg(1) && l.reg(1).is_mm() {
                 return None;

@@ -1,114 +1,187 @@
 //! Scalar floating point, conversions with general registers, FMA.
+//!
+//! `imm` is as in `sse`.
 
-use super::sse::{numeric, source, source_low, source256};
+use super::outlined;
+use super::sse::{Memory, Register, Source, VEX, bytes, low, number, numeric, quick_memory, usual, whole};
 use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::num::sse::scalar::{self as sc, FmaSigns, Predicate};
-use crate::num::sse::{Float, Mxcsr, Sse, approx, convert as cv, packed as pk};
+use crate::num::sse::{Context, Float, Mxcsr, Sse, approx, convert as cv, packed as pk};
 use crate::num::vec::{V128, V256};
-use crate::op::{Flow, Handler, OpPtr, run};
+use crate::op::{Flow, Handler, OpPtr, quick};
+use crate::ops::operand::Any;
 use crate::regs::Int;
-use iced_x86::{EncodingKind, Mnemonic as M, Register};
+use iced_x86::{EncodingKind, Mnemonic as M};
 
-/// An operation on the lowest lane: bits in, bits out.
+/// An operation on the lowest lane with handlers of its own: bits in, bits out.
 trait Scalar {
-    /// The lane is 64 bits wide.
-    const WIDE: bool;
-    /// The source's is.
-    const SOURCE_WIDE: bool;
-    fn run(mx: &mut Mxcsr, a: u64, b: u64, imm: u8) -> Sse<u64>;
+    const NUMBER: u64;
+    fn run<C: Context>(mx: &mut C, a: u64, b: u64) -> Sse<u64>;
 }
 
-fn scalar<O: Scalar, const MEM: bool, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let b = if O::SOURCE_WIDE {
-            source_low::<MEM, true>(cpu, op)?
-        } else {
-            source_low::<MEM, false>(cpu, op)?
-        };
-        let first = cpu.vec[usize::from(if VEX { op.c } else { op.a } & 15)].lo;
-        let mask = if O::WIDE { u64::MAX } else { 0xffff_ffff };
-        let r = numeric(cpu, |mx| O::run(mx, first.low() & mask, b, op.imm as u8))?;
-        let v = V128::from_halves(r & mask | first.low() & !mask, first.high());
-        let d = &mut cpu.vec[usize::from(op.a & 15)];
-        d.lo = v;
-        if VEX {
-            d.hi = V128::ZERO;
-        }
+/// Writes the lowest lane, the rest from the first source; VEX forms clear the upper half.
+#[inline(always)]
+fn put(cpu: &mut Cpu, op: OpPtr, low: u64, first: V128, vex: bool) {
+    let d = &mut cpu.vec[usize::from(op.a & 15)];
+    d.lo = V128::from_halves(low, first.high());
+    if vex {
+        d.hi = V128::ZERO;
+    }
+}
+
+fn scalar<T: Int, O: Scalar, S: Source, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, any_scalar, {
+        let b = S::lane::<T>(cpu, op)?.z();
+        let first = cpu.vec[usize::from(op.c & 15)].lo;
+        let r = usual(cpu, |mx| O::run(mx, first.low() & T::MASK, b))?;
+        put(cpu, op, r | first.low() & !T::MASK, first, VEX);
         Ok(())
     })
 }
 
+/// An operation on the lowest lane: bits in, bits out.
+struct Operation {
+    /// The lane is 64 bits wide.
+    wide: bool,
+    run: fn(&mut Mxcsr, u64, u64, u8) -> Sse<u64>,
+}
+
+#[inline(never)]
+fn any_scalar(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let b = low(cpu, op)?.low();
+        let first = cpu.vec[usize::from(op.c & 15)].lo;
+        let operation = &OPERATIONS[number(op) % OPERATIONS.len()];
+        let mask = if operation.wide { u64::MAX } else { 0xffff_ffff };
+        let r = numeric(cpu, |mx| (operation.run)(mx, first.low() & mask, b, op.imm as u8))?;
+        put(cpu, op, r & mask | first.low() & !mask, first, op.imm & VEX != 0);
+        Ok(())
+    })
+}
+
+/// The table of operations on the lowest lane. Those that are `hot` have handlers of their own.
 macro_rules! scalars {
-    ($($m:ident $v:ident $wide:literal |$mx:ident, $a:ident, $b:ident, $i:ident| $x:expr;)*) => {
-        mod ops {
+    (
+        hot { $($m:ident $v:ident $t:ident |$mx:ident, $a:ident, $b:ident| $x:expr;)* }
+        cold { $($cm:ident $cv:ident $ct:ident |$cmx:ident, $ca:ident, $cb:ident, $ci:ident| $cx:expr;)* }
+    ) => {
+        #[derive(Clone, Copy)]
+        enum Number { $($m,)* $($cm,)* }
+        mod hot {
             use super::*;
             $(pub(super) struct $m;
             impl Scalar for $m {
-                const WIDE: bool = $wide;
-                // Only the conversions between the two have different ones.
-                const SOURCE_WIDE: bool = $wide != matches!(M::$m, M::Cvtss2sd | M::Cvtsd2ss);
+                const NUMBER: u64 = Number::$m as u64;
                 #[inline(always)]
-                fn run($mx: &mut Mxcsr, $a: u64, $b: u64, $i: u8) -> Sse<u64> {
-                    let _ = (&$mx, $a, $b, $i);
+                fn run<C: Context>($mx: &mut C, $a: u64, $b: u64) -> Sse<u64> {
                     Ok(u64::from($x))
                 }
             })*
         }
+        static OPERATIONS: &[Operation] = &[
+            $(Operation { wide: $t::BITS == 64, run: |mx, a, b, _| hot::$m::run(mx, a, b) },)*
+            $(Operation {
+                wide: $ct::BITS == 64,
+                run: |$cmx, $ca, $cb, $ci| {
+                    let _ = (&$cmx, $ca, $cb, $ci);
+                    Ok(u64::from($cx))
+                },
+            },)*
+        ];
         fn lower_scalar(l: &mut Lower<'_>) -> Option<Handler> {
-            match l.i.mnemonic() {
-                $(M::$m | M::$v => Some(pick::<ops::$m>(l)),)*
-                _ => None,
-            }
+            let number = match l.i.mnemonic() {
+                $(M::$m | M::$v => return Some(pick::<$t, hot::$m>(l)),)*
+                $(M::$cm | M::$cv => Number::$cm,)*
+                _ => return None,
+            };
+            Some(pick_any(l, number as u64))
         }
     };
 }
 
-fn pick<O: Scalar>(l: &mut Lower<'_>) -> Handler {
-    let vex = l.i.encoding() != EncodingKind::Legacy;
-    let mem = l.is_mem(1) || l.i.op_count() > 2 && l.is_mem(2);
-    match (mem, vex) {
-        (true, true) => scalar::<O, true, true>,
-        (true, false) => scalar::<O, true, false>,
-        (false, true) => scalar::<O, false, true>,
-        (false, false) => scalar::<O, false, false>,
+fn pick_any(l: &mut Lower<'_>, number: u64) -> Handler {
+    l.op.imm |= number << 32;
+    if l.i.encoding() == EncodingKind::Legacy {
+        l.op.c = l.op.a;
+    }
+    any_scalar
+}
+
+fn pick<T: Int, O: Scalar>(l: &mut Lower<'_>) -> Handler {
+    let any = pick_any(l, O::NUMBER);
+    let memory = l.is_mem(1) || l.i.op_count() > 2 && l.is_mem(2);
+    if memory && !quick_memory(l, T::BYTES as u64) {
+        return any;
+    }
+    match (memory, l.i.encoding() != EncodingKind::Legacy) {
+        (true, true) => scalar::<T, O, Memory, true>,
+        (true, false) => scalar::<T, O, Memory, false>,
+        (false, true) => scalar::<T, O, Register, true>,
+        (false, false) => scalar::<T, O, Register, false>,
     }
 }
 
 scalars! {
-    Addss Vaddss false |mx, a, b, i| sc::add::<f32>(mx, a as u32, b as u32)?;
-    Addsd Vaddsd true |mx, a, b, i| sc::add::<f64>(mx, a, b)?;
-    Subss Vsubss false |mx, a, b, i| sc::sub::<f32>(mx, a as u32, b as u32)?;
-    Subsd Vsubsd true |mx, a, b, i| sc::sub::<f64>(mx, a, b)?;
-    Mulss Vmulss false |mx, a, b, i| sc::mul::<f32>(mx, a as u32, b as u32)?;
-    Mulsd Vmulsd true |mx, a, b, i| sc::mul::<f64>(mx, a, b)?;
-    Divss Vdivss false |mx, a, b, i| sc::div::<f32>(mx, a as u32, b as u32)?;
-    Divsd Vdivsd true |mx, a, b, i| sc::div::<f64>(mx, a, b)?;
-    Minss Vminss false |mx, a, b, i| sc::min::<f32>(mx, a as u32, b as u32)?;
-    Minsd Vminsd true |mx, a, b, i| sc::min::<f64>(mx, a, b)?;
-    Maxss Vmaxss false |mx, a, b, i| sc::max::<f32>(mx, a as u32, b as u32)?;
-    Maxsd Vmaxsd true |mx, a, b, i| sc::max::<f64>(mx, a, b)?;
-    Sqrtss Vsqrtss false |mx, a, b, i| sc::sqrt::<f32>(mx, b as u32)?;
-    Sqrtsd Vsqrtsd true |mx, a, b, i| sc::sqrt::<f64>(mx, b)?;
-    Roundss Vroundss false |mx, a, b, i| sc::round::<f32>(mx, b as u32, i)?;
-    Roundsd Vroundsd true |mx, a, b, i| sc::round::<f64>(mx, b, i)?;
-    Cmpss Vcmpss false |mx, a, b, i| sc::cmp::<f32>(mx, a as u32, b as u32, Predicate(i & 31))?;
-    Cmpsd Vcmpsd true |mx, a, b, i| sc::cmp::<f64>(mx, a, b, Predicate(i & 31))?;
-    Rcpss Vrcpss false |mx, a, b, i| approx::rcp(b as u32);
-    Rsqrtss Vrsqrtss false |mx, a, b, i| approx::rsqrt(b as u32);
-    Cvtss2sd Vcvtss2sd true |mx, a, b, i| cv::cvtss2sd(mx, b as u32)?;
-    Cvtsd2ss Vcvtsd2ss false |mx, a, b, i| cv::cvtsd2ss(mx, b)?;
+    hot {
+        Addss Vaddss u32 |mx, a, b| sc::add::<f32>(mx, a as u32, b as u32)?;
+        Addsd Vaddsd u64 |mx, a, b| sc::add::<f64>(mx, a, b)?;
+        Subss Vsubss u32 |mx, a, b| sc::sub::<f32>(mx, a as u32, b as u32)?;
+        Subsd Vsubsd u64 |mx, a, b| sc::sub::<f64>(mx, a, b)?;
+        Mulss Vmulss u32 |mx, a, b| sc::mul::<f32>(mx, a as u32, b as u32)?;
+        Mulsd Vmulsd u64 |mx, a, b| sc::mul::<f64>(mx, a, b)?;
+        Divss Vdivss u32 |mx, a, b| sc::div::<f32>(mx, a as u32, b as u32)?;
+        Divsd Vdivsd u64 |mx, a, b| sc::div::<f64>(mx, a, b)?;
+    }
+    cold {
+        Minss Vminss u32 |mx, a, b, i| sc::min::<f32>(mx, a as u32, b as u32)?;
+        Minsd Vminsd u64 |mx, a, b, i| sc::min::<f64>(mx, a, b)?;
+        Maxss Vmaxss u32 |mx, a, b, i| sc::max::<f32>(mx, a as u32, b as u32)?;
+        Maxsd Vmaxsd u64 |mx, a, b, i| sc::max::<f64>(mx, a, b)?;
+        Sqrtss Vsqrtss u32 |mx, a, b, i| sc::sqrt::<f32>(mx, b as u32)?;
+        Sqrtsd Vsqrtsd u64 |mx, a, b, i| sc::sqrt::<f64>(mx, b)?;
+        Roundss Vroundss u32 |mx, a, b, i| sc::round::<f32>(mx, b as u32, i)?;
+        Roundsd Vroundsd u64 |mx, a, b, i| sc::round::<f64>(mx, b, i)?;
+        Cmpss Vcmpss u32 |mx, a, b, i| sc::cmp::<f32>(mx, a as u32, b as u32, Predicate(i & 31))?;
+        Cmpsd Vcmpsd u64 |mx, a, b, i| sc::cmp::<f64>(mx, a, b, Predicate(i & 31))?;
+        Rcpss Vrcpss u32 |mx, a, b, i| approx::rcp(b as u32);
+        Rsqrtss Vrsqrtss u32 |mx, a, b, i| approx::rsqrt(b as u32);
+        Cvtss2sd Vcvtss2sd u64 |mx, a, b, i| cv::cvtss2sd(mx, b as u32)?;
+        Cvtsd2ss Vcvtsd2ss u32 |mx, a, b, i| cv::cvtsd2ss(mx, b)?;
+    }
 }
 
-/// COMISx and UCOMISx.
-fn comi<F: Float, const MEM: bool, const QUIET: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow
+/// COMISx and UCOMISx, which only differ for NaNs.
+fn comi<F: Float, T: Int, S: Source>(cpu: &mut Cpu, op: OpPtr) -> Flow
 where
     F::Bits: FromLow,
 {
-    run!(cpu, op, {
-        let b = source::<MEM>(cpu, op)?.low();
+    quick!(cpu, op, any_comi, {
+        let b = S::lane::<T>(cpu, op)?.z();
         let a = cpu.vec[usize::from(op.a & 15)].lo.low();
-        let r = numeric(cpu, |mx| sc::comi::<F>(mx, F::Bits::from_low(a), F::Bits::from_low(b), QUIET))?;
+        let r = usual(cpu, |mx| sc::comi::<F>(mx, F::Bits::from_low(a), F::Bits::from_low(b), false))?;
+        cpu.lazy.put(u64::from(r.eflags()));
+        Ok(())
+    })
+}
+
+/// Bits of `c`: UCOMISx; doubles.
+const QUIET: u8 = 1;
+const DOUBLE: u8 = 2;
+
+#[inline(never)]
+fn any_comi(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let b = low(cpu, op)?.low();
+        let a = cpu.vec[usize::from(op.a & 15)].lo.low();
+        let quiet = op.c & QUIET != 0;
+        let r = numeric(cpu, |mx| {
+            if op.c & DOUBLE != 0 {
+                sc::comi::<f64>(mx, a, b, quiet)
+            } else {
+                sc::comi::<f32>(mx, a as u32, b as u32, quiet)
+            }
+        })?;
         cpu.lazy.put(u64::from(r.eflags()));
         Ok(())
     })
@@ -131,59 +204,60 @@ impl FromLow for u64 {
     }
 }
 
+// Bits of `imm` of a conversion: the float is a double; the integer has 64 bits; truncate.
+const TO_DOUBLE: u64 = 1 << 32;
+const LONG: u64 = 1 << 33;
+const TRUNCATE: u64 = 1 << 34;
+
 /// CVTSI2SS and CVTSI2SD.
-fn from_int<T: Int, const WIDE: bool, const MEM: bool, const VEX: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let v = if MEM {
-            let at = super::sse::address(cpu, op, T::BYTES as u64, false)?;
-            cpu.read::<T>(at)?
-        } else {
-            T::get(cpu, op.b)
+fn from_int(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let v = match (bytes(op), op.imm & LONG != 0) {
+            (0, true) => cpu.gpr[usize::from(op.b & 15)] as i64,
+            (0, false) => i64::from(cpu.gpr[usize::from(op.b & 15)] as i32),
+            (_, true) => Any::read::<u64>(cpu, op)? as i64,
+            (_, false) => i64::from(Any::read::<u32>(cpu, op)? as i32),
         };
-        let first = cpu.vec[usize::from(if VEX { op.c } else { op.a } & 15)].lo;
+        let first = cpu.vec[usize::from(op.c & 15)].lo;
+        // An integer of 32 bits is the same number in 64.
         let r = numeric(cpu, |mx| {
-            Ok(match (WIDE, T::BITS) {
-                (true, 32) => cv::cvtsi2sd32(v.s() as i32),
-                (true, _) => cv::cvtsi2sd64(mx, v.s())?,
-                (false, 32) => u64::from(cv::cvtsi2ss32(mx, v.s() as i32)?),
-                (false, _) => u64::from(cv::cvtsi2ss64(mx, v.s())?),
-            })
+            if op.imm & TO_DOUBLE != 0 {
+                cv::cvtsi2sd64(mx, v)
+            } else {
+                Ok(u64::from(cv::cvtsi2ss64(mx, v)?) | first.low() & !0xffff_ffff)
+            }
         })?;
-        let low = if WIDE { r } else { r | first.low() & !0xffff_ffff };
-        let d = &mut cpu.vec[usize::from(op.a & 15)];
-        d.lo = V128::from_halves(low, first.high());
-        if VEX {
-            d.hi = V128::ZERO;
-        }
+        put(cpu, op, r, first, op.imm & VEX != 0);
         Ok(())
     })
 }
 
 /// CVT(T)SS2SI and CVT(T)SD2SI.
-fn to_int<T: Int, const WIDE: bool, const TRUNCATE: bool, const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let b = source_low::<MEM, WIDE>(cpu, op)?;
+fn to_int(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let b = low(cpu, op)?.low();
+        let (double, long) = (op.imm & TO_DOUBLE != 0, op.imm & LONG != 0);
         let r = numeric(cpu, |mx| {
-            Ok(match (WIDE, TRUNCATE, T::BITS) {
-                (false, false, 32) => cv::cvtss2si32(mx, b as u32)? as u64,
-                (false, false, _) => cv::cvtss2si64(mx, b as u32)? as u64,
-                (false, true, 32) => cv::cvttss2si32(mx, b as u32)? as u64,
-                (false, true, _) => cv::cvttss2si64(mx, b as u32)? as u64,
-                (true, false, 32) => cv::cvtsd2si32(mx, b)? as u64,
-                (true, false, _) => cv::cvtsd2si64(mx, b)? as u64,
-                (true, true, 32) => cv::cvttsd2si32(mx, b)? as u64,
-                (true, true, _) => cv::cvttsd2si64(mx, b)? as u64,
+            Ok(match (double, op.imm & TRUNCATE != 0, long) {
+                (false, false, false) => cv::cvtss2si32(mx, b as u32)? as u64,
+                (false, false, true) => cv::cvtss2si64(mx, b as u32)? as u64,
+                (false, true, false) => cv::cvttss2si32(mx, b as u32)? as u64,
+                (false, true, true) => cv::cvttss2si64(mx, b as u32)? as u64,
+                (true, false, false) => cv::cvtsd2si32(mx, b)? as u64,
+                (true, false, true) => cv::cvtsd2si64(mx, b)? as u64,
+                (true, true, false) => cv::cvttsd2si32(mx, b)? as u64,
+                (true, true, true) => cv::cvttsd2si64(mx, b)? as u64,
             })
         })?;
-        T::set(cpu, op.a, T::new(r));
+        cpu.gpr[usize::from(op.a & 15)] = if long { r } else { r & 0xffff_ffff };
         Ok(())
     })
 }
 
 /// SHA256RNDS2 reads XMM0 besides.
-fn sha256rnds2<const MEM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let b = source::<MEM>(cpu, op)?;
+fn sha256rnds2(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let b = low(cpu, op)?;
         let d = usize::from(op.a & 15);
         cpu.vec[d].lo = crate::num::crypto::sha256rnds2(cpu.vec[d].lo, b, cpu.vec[0].lo);
         Ok(())
@@ -205,13 +279,9 @@ fn fma_signs(op: OpPtr) -> [FmaSigns; 2] {
     [FmaSigns { negate: bit(32), subtract: bit(33) }, FmaSigns { negate: bit(34), subtract: bit(35) }]
 }
 
-fn fma_packed<const MEM: bool, const YMM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let x3 = if YMM {
-            source256::<MEM>(cpu, op)?
-        } else {
-            V256 { lo: source::<MEM>(cpu, op)?, hi: V128::ZERO }
-        };
+fn fma_packed<const YMM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let x3 = whole(cpu, op)?;
         let (x1, x2) = (cpu.vec[usize::from(op.a & 15)], cpu.vec[usize::from(op.c & 15)]);
         let (a, b, c) = fma_operands(op, x1, x2, x3);
         let signs = fma_signs(op);
@@ -227,9 +297,9 @@ fn fma_packed<const MEM: bool, const YMM: bool>(cpu: &mut Cpu, op: OpPtr) -> Flo
     })
 }
 
-fn fma_scalar<const MEM: bool, const WIDE: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let x3 = V256 { lo: source::<MEM>(cpu, op)?, hi: V128::ZERO };
+fn fma_scalar<const WIDE: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    outlined(cpu, op, |cpu, op| {
+        let x3 = V256 { lo: low(cpu, op)?, hi: V128::ZERO };
         let (x1, x2) = (cpu.vec[usize::from(op.a & 15)], cpu.vec[usize::from(op.c & 15)]);
         let (a, b, c) = fma_operands(op, x1, x2, x3);
         let (a, b, c) = (a.lo.low(), b.lo.low(), c.lo.low());
@@ -238,12 +308,11 @@ fn fma_scalar<const MEM: bool, const WIDE: bool>(cpu: &mut Cpu, op: OpPtr) -> Fl
             if WIDE {
                 sc::fma::<f64>(mx, a, b, c, signs)
             } else {
-                Ok(u64::from(sc::fma::<f32>(mx, a as u32, b as u32, c as u32, signs)?))
+                let r = sc::fma::<f32>(mx, a as u32, b as u32, c as u32, signs)?;
+                Ok(u64::from(r) | x1.lo.low() & !0xffff_ffff)
             }
         })?;
-        let low = if WIDE { r } else { r | x1.lo.low() & !0xffff_ffff };
-        let lo = V128::from_halves(low, x1.lo.high());
-        cpu.vec[usize::from(op.a & 15)] = V256 { lo, hi: V128::ZERO };
+        put(cpu, op, r, x1.lo, true);
         Ok(())
     })
 }
@@ -312,17 +381,12 @@ fn lower_fma(l: &mut Lower<'_>) -> Option<Handler> {
     let (product, even, odd, order, kind) = fma_parts(l.i.mnemonic())?;
     let bit = |on: bool, n: u32| u64::from(on) << n;
     l.op.imm |= order << 24 | bit(product, 32) | bit(even, 33) | bit(product, 34) | bit(odd, 35);
-    let mem = l.is_mem(2);
     l.op.imm |= bit(kind == Lanes::Pd, 36);
-    Some(match (kind, mem, l.reg(0).is_ymm()) {
-        (Lanes::Ss, true, _) => fma_scalar::<true, false>,
-        (Lanes::Ss, false, _) => fma_scalar::<false, false>,
-        (Lanes::Sd, true, _) => fma_scalar::<true, true>,
-        (Lanes::Sd, false, _) => fma_scalar::<false, true>,
-        (_, true, true) => fma_packed::<true, true>,
-        (_, true, false) => fma_packed::<true, false>,
-        (_, false, true) => fma_packed::<false, true>,
-        (_, false, false) => fma_packed::<false, false>,
+    Some(match (kind, l.reg(0).is_ymm()) {
+        (Lanes::Ss, _) => fma_scalar::<false>,
+        (Lanes::Sd, _) => fma_scalar::<true>,
+        (_, true) => fma_packed::<true>,
+        (_, false) => fma_packed::<false>,
     })
 }
 
@@ -330,46 +394,42 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     let m = l.i.mnemonic();
     let vex = l.i.encoding() != EncodingKind::Legacy;
     let last = l.i.op_count().saturating_sub(1);
-    let mem = l.is_mem(last) || last > 0 && l.is_mem(last - 1);
-    let is_mm = |r: Register| r.is_mm();
-    if (0..l.i.op_count()).any(|n| l.is_reg(n) && is_mm(l.reg(n))) {
+    if (0..l.i.op_count()).any(|n| l.is_reg(n) && l.reg(n).is_mm()) {
         return None;
     }
     match m {
-        M::Comiss | M::Vcomiss => {
-            Some(if mem { comi::<f32, true, false> } else { comi::<f32, false, false> })
-        }
-        M::Ucomiss | M::Vucomiss => {
-            Some(if mem { comi::<f32, true, true> } else { comi::<f32, false, true> })
-        }
-        M::Comisd | M::Vcomisd => {
-            Some(if mem { comi::<f64, true, false> } else { comi::<f64, false, false> })
-        }
-        M::Ucomisd | M::Vucomisd => {
-            Some(if mem { comi::<f64, true, true> } else { comi::<f64, false, true> })
+        M::Comiss
+        | M::Vcomiss
+        | M::Ucomiss
+        | M::Vucomiss
+        | M::Comisd
+        | M::Vcomisd
+        | M::Ucomisd
+        | M::Vucomisd => {
+            let double = matches!(m, M::Comisd | M::Vcomisd | M::Ucomisd | M::Vucomisd);
+            let quiet = matches!(m, M::Ucomiss | M::Vucomiss | M::Ucomisd | M::Vucomisd);
+            l.op.c = if double { DOUBLE } else { 0 } | if quiet { QUIET } else { 0 };
+            let memory = l.is_mem(last);
+            if memory && !quick_memory(l, if double { 8 } else { 4 }) {
+                return Some(any_comi);
+            }
+            Some(match (double, memory) {
+                (true, true) => comi::<f64, u64, Memory>,
+                (true, false) => comi::<f64, u64, Register>,
+                (false, true) => comi::<f32, u32, Memory>,
+                (false, false) => comi::<f32, u32, Register>,
+            })
         }
         M::Cvtsi2ss | M::Vcvtsi2ss | M::Cvtsi2sd | M::Vcvtsi2sd => {
-            let wide = matches!(m, M::Cvtsi2sd | M::Vcvtsi2sd);
-            if !mem {
+            if l.is_reg(last) {
                 l.op.b = l.number(last);
             }
-            let w64 = l.width(last) == 64;
-            macro_rules! go {
-                ($t:ty, $w:literal) => {
-                    match (mem, vex) {
-                        (true, true) => from_int::<$t, $w, true, true>,
-                        (true, false) => from_int::<$t, $w, true, false>,
-                        (false, true) => from_int::<$t, $w, false, true>,
-                        (false, false) => from_int::<$t, $w, false, false>,
-                    }
-                };
+            if !vex {
+                l.op.c = l.op.a;
             }
-            Some(match (w64, wide) {
-                (true, true) => go!(u64, true),
-                (true, false) => go!(u64, false),
-                (false, true) => go!(u32, true),
-                (false, false) => go!(u32, false),
-            })
+            l.op.imm |= if matches!(m, M::Cvtsi2sd | M::Vcvtsi2sd) { TO_DOUBLE } else { 0 };
+            l.op.imm |= if l.width(last) == 64 { LONG } else { 0 };
+            Some(from_int)
         }
         M::Cvtss2si
         | M::Vcvtss2si
@@ -380,30 +440,19 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         | M::Cvttsd2si
         | M::Vcvttsd2si => {
             l.op.a = l.number(0);
-            let w64 = l.width(0) == 64;
-            macro_rules! go {
-                ($wide:literal, $trunc:literal) => {
-                    match (w64, mem) {
-                        (true, true) => to_int::<u64, $wide, $trunc, true>,
-                        (true, false) => to_int::<u64, $wide, $trunc, false>,
-                        (false, true) => to_int::<u32, $wide, $trunc, true>,
-                        (false, false) => to_int::<u32, $wide, $trunc, false>,
-                    }
-                };
-            }
-            Some(match m {
-                M::Cvtss2si | M::Vcvtss2si => go!(false, false),
-                M::Cvttss2si | M::Vcvttss2si => go!(false, true),
-                M::Cvtsd2si | M::Vcvtsd2si => go!(true, false),
-                _ => go!(true, true),
-            })
+            let double = matches!(m, M::Cvtsd2si | M::Vcvtsd2si | M::Cvttsd2si | M::Vcvttsd2si);
+            let truncate = matches!(m, M::Cvttss2si | M::Vcvttss2si | M::Cvttsd2si | M::Vcvttsd2si);
+            l.op.imm |= if double { TO_DOUBLE } else { 0 };
+            l.op.imm |= if l.width(0) == 64 { LONG } else { 0 };
+            l.op.imm |= if truncate { TRUNCATE } else { 0 };
+            Some(to_int)
         }
-        M::Sha256rnds2 => Some(if l.is_mem(1) {
-            sha256rnds2::<true>
-        } else {
-            l.op.b = l.number(1) & 15;
-            sha256rnds2::<false>
-        }),
+        M::Sha256rnds2 => {
+            if l.is_reg(1) {
+                l.op.b = l.number(1) & 15;
+            }
+            Some(sha256rnds2)
+        }
         _ => lower_scalar(l).or_else(|| lower_fma(l)),
     }
 }

@@ -5,7 +5,7 @@
 
 use super::operand::{address_mask, offset};
 use super::ops;
-use super::sse::{ALIGNED, address, numeric, source, source256};
+use super::sse::{ALIGNMENT, address, bytes, low, numeric, whole};
 use crate::cpu::{Cpu, RAX, RCX, RDI, RDX};
 use crate::decode::Lower;
 use crate::num::simd::{arith as ar, permute as pe, shuffle as su, string};
@@ -14,16 +14,6 @@ use crate::num::vec::{V128, V256};
 use crate::op::{Exec, Handler, OpPtr};
 use crate::regs::Int;
 use iced_x86::{EncodingKind, Mnemonic as M};
-
-/// The last source, memory or register, of the low 128 bits.
-fn low(cpu: &mut Cpu, op: OpPtr) -> Exec<V128> {
-    if op.imm >> 8 & 0xff != 0 { source::<true>(cpu, op) } else { source::<false>(cpu, op) }
-}
-
-/// The same of all bits.
-fn whole(cpu: &mut Cpu, op: OpPtr) -> Exec<V256> {
-    if op.imm >> 8 & 0xff != 0 { source256::<true>(cpu, op) } else { source256::<false>(cpu, op) }
-}
 
 /// Writes a destination of a VEX form.
 fn put(cpu: &mut Cpu, op: OpPtr, lo: V128, hi: V128) {
@@ -115,7 +105,7 @@ ops! {
 
     fn insertps(cpu, op) {
         let imm = op.imm as u8;
-        let memory = op.imm >> 8 & 0xff != 0;
+        let memory = bytes(op) != 0;
         let b = low(cpu, op)?;
         let x = b.u32s()[if memory { 0 } else { usize::from(imm >> 6) }];
         let d = &mut cpu.vec[usize::from(op.a & 15)];
@@ -123,7 +113,7 @@ ops! {
     }
     fn vinsertps(cpu, op) {
         let imm = op.imm as u8;
-        let memory = op.imm >> 8 & 0xff != 0;
+        let memory = bytes(op) != 0;
         let b = low(cpu, op)?;
         let x = b.u32s()[if memory { 0 } else { usize::from(imm >> 6) }];
         let a = cpu.vec[usize::from(op.c & 15)].lo;
@@ -184,7 +174,7 @@ ops! {
             if !wanted {
                 continue;
             }
-            let by = (I::new(lane::<I>(&index, i)).s() as u64) << (op.scale & 3);
+            let by = (I::new(lane::<I>(&index, i)).s() as u64).wrapping_mul(u64::from(op.scale));
             match element(cpu, op, by, T::BYTES as u64).and_then(|at| cpu.read::<T>(at)) {
                 Ok(v) => set_lane::<T>(&mut r, i, v.z()),
                 Err(e) => {
@@ -266,7 +256,7 @@ ops! {
         put(cpu, op, r, V128::ZERO)
     }
     fn vcvtps2ph_mem(cpu, op) {
-        let bytes = op.imm >> 8 & 0xff;
+        let bytes = bytes(op);
         let at = address(cpu, op, bytes, true)?;
         // A page fault comes before MXCSR changes.
         cpu.check_write(at, bytes)?;
@@ -375,7 +365,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         | M::Pcmpistrm
         | M::Vpcmpistrm => {
             // Their memory operand need not be aligned.
-            l.op.imm &= !ALIGNED;
+            l.op.imm &= !ALIGNMENT;
             let implicit = matches!(m, M::Pcmpistri | M::Vpcmpistri | M::Pcmpistrm | M::Vpcmpistrm);
             let wide = matches!(m, M::Pcmpestri64 | M::Vpcmpestri64 | M::Pcmpestrm64 | M::Vpcmpestrm64);
             l.op.c =

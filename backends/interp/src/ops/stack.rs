@@ -1,11 +1,12 @@
 //! PUSH, POP, ENTER, LEAVE and the flags' way over the stack.
 
-use super::operand::{Addr, Imm, Mem, RegB, Src, offset};
-use super::{any_form, by_form, by_wide, ops};
+use super::operand::{Any, Imm, Index, Mem, RegB, Src, offset};
+use super::{by_wide, ops};
 use crate::cpu::{Cpu, RBP, RSP, SS, cr4, mode};
-use crate::decode::Lower;
+use crate::decode::{Form, Lower};
 use crate::flags::{IF, IOPL, RF, TF, VIF, VIP, VM, ZF};
-use crate::op::{Exec, Flow, Handler, OpPtr, leave, next, run};
+use crate::mmu::ram;
+use crate::op::{Exec, Flow, Handler, OpPtr, leave, next, quick, run};
 use crate::regs::Int;
 use iced_x86::{Mnemonic as M, Register};
 
@@ -33,6 +34,15 @@ impl Cpu {
     pub(crate) fn stack_at(&mut self, offset: u64, bytes: u64, write: bool) -> Exec<u64> {
         let offset = offset & self.stack_mask();
         self.linear(SS, offset, bytes, write)
+    }
+
+    /// Pushes 8 bytes in 64-bit code, if the TLB has the page; if not, nothing happens.
+    #[inline(always)]
+    pub(crate) fn quick_push(&mut self, v: u64) -> Exec {
+        let sp = self.gpr[RSP].wrapping_sub(8);
+        self.quick_write(sp, v)?;
+        self.gpr[RSP] = sp;
+        Ok(())
     }
 
     /// Pushes the low 2, 4 or 8 bytes.
@@ -75,32 +85,90 @@ impl Cpu {
     }
 }
 
-fn push64<S: Src<u64>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let v = S::load(cpu, op)?;
-        let sp = cpu.gpr[RSP].wrapping_sub(8);
-        cpu.write::<u64>(sp, v).map_err(|e| cpu.stack_fault(e))?;
-        cpu.gpr[RSP] = sp;
-        Ok(())
+/// PUSH in 64-bit code; `G` is the operand's general form.
+fn push64<S: Src, G: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    quick!(cpu, op, push::<u64, G>, {
+        let v = S::load::<u64>(cpu, op)?;
+        cpu.quick_push(v)
     })
 }
 
 fn pop64(cpu: &mut Cpu, op: OpPtr) -> Flow {
-    run!(cpu, op, {
-        let v = cpu.read::<u64>(cpu.gpr[RSP])?;
+    quick!(cpu, op, pop_reg::<u64>, {
+        let v = cpu.quick_read::<u64>(cpu.gpr[RSP])?;
         cpu.gpr[RSP] = cpu.gpr[RSP].wrapping_add(8);
         u64::set(cpu, op.a, v);
         Ok(())
     })
 }
 
-fn push<T: Int, S: Src<T>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// Most PUSHes or POPs that one handler does.
+pub(crate) const ROW: usize = 6;
+
+/// PUSH of registers in a row, in 64-bit code, none of them RSP.
+fn pushes<const N: usize>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let sp = cpu.gpr[RSP].wrapping_sub(8 * N as u64);
+    let Ok(host) = cpu.quick_place(sp, 8 * N as u64, true) else { return push::<u64, RegB>(cpu, op) };
+    let mut cell = op;
+    for n in (0..N).rev() {
+        ram::store(host + 8 * n, u64::get(cpu, cell.b));
+        cell = cell.succ();
+    }
+    cpu.gpr[RSP] = sp;
+    cell.go(cpu)
+}
+
+/// POP of registers in a row, in 64-bit code, none of them RSP; and RET.
+fn pops<const N: usize, const RET: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+    let words = N + usize::from(RET);
+    let sp = cpu.gpr[RSP];
+    let Ok(host) = cpu.quick_place(sp, 8 * words as u64, false) else { return pop_reg::<u64>(cpu, op) };
+    let mut cell = op;
+    for n in 0..N {
+        u64::set(cpu, cell.a, ram::load(host + 8 * n));
+        cell = cell.succ();
+    }
+    cpu.gpr[RSP] = sp.wrapping_add(8 * words as u64);
+    if RET { super::branch::indirect(cpu, cell, ram::load(host + 8 * N)) } else { cell.go(cpu) }
+}
+
+pub(super) fn push_row(n: usize) -> Option<Handler> {
+    Some(match n {
+        2 => pushes::<2>,
+        3 => pushes::<3>,
+        4 => pushes::<4>,
+        5 => pushes::<5>,
+        6 => pushes::<6>,
+        _ => return None,
+    })
+}
+
+pub(super) fn pop_row(n: usize, ret: bool) -> Option<Handler> {
+    Some(match (n, ret) {
+        (2, false) => pops::<2, false>,
+        (3, false) => pops::<3, false>,
+        (4, false) => pops::<4, false>,
+        (5, false) => pops::<5, false>,
+        (6, false) => pops::<6, false>,
+        (1, true) => pops::<1, true>,
+        (2, true) => pops::<2, true>,
+        (3, true) => pops::<3, true>,
+        (4, true) => pops::<4, true>,
+        (5, true) => pops::<5, true>,
+        (6, true) => pops::<6, true>,
+        _ => return None,
+    })
+}
+
+#[inline(never)]
+fn push<T: Int, S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
-        let v = S::load(cpu, op)?;
+        let v = S::load::<T>(cpu, op)?;
         cpu.push_sized(T::BYTES as u8, v.z())
     })
 }
 
+#[inline(never)]
 fn pop_reg<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
         let v = cpu.peek_sized(T::BYTES as u8, 0)?;
@@ -111,12 +179,12 @@ fn pop_reg<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 }
 
 /// The address is worked out with the stack pointer already moved.
-fn pop_mem<T: Int, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn pop_mem<T: Int>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     run!(cpu, op, {
         let v = cpu.peek_sized(T::BYTES as u8, 0)?;
         let sp = cpu.gpr[RSP];
         cpu.drop_stack(T::BYTES as u64);
-        let done = A::at(cpu, op, T::BYTES as u64, true).and_then(|at| cpu.write(at, T::new(v)));
+        let done = Any::write(cpu, op, T::new(v));
         if done.is_err() {
             cpu.gpr[RSP] = sp;
         }
@@ -125,9 +193,9 @@ fn pop_mem<T: Int, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 }
 
 /// MOV to SS: holds off interrupts for one instruction.
-pub(crate) fn mov_ss<S: Src<u16>>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+pub(crate) fn mov_ss<S: Src>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     leave!(cpu, op, {
-        let v = S::load(cpu, op)?;
+        let v = S::load::<u16>(cpu, op)?;
         cpu.load_segment(SS, v)?;
         cpu.shadow_ss = true;
         cpu.check_events = true;
@@ -305,12 +373,12 @@ ops! {
     }
 
     /// Written only if it changes: it may stand where nothing may be written.
-    fn arpl_mem<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 2, false)?;
+    fn arpl_mem(cpu, op) {
+        let at = Any::at(cpu, op, 2, false)?;
         let (a, b) = (cpu.read::<u16>(at)?, u16::get(cpu, op.b));
         let below = a & 3 < b & 3;
         if below {
-            A::at(cpu, op, 2, true)?;
+            Any::at(cpu, op, 2, true)?;
             cpu.write(at, a & !3 | b & 3)?;
         }
         cpu.lazy.change(ZF, if below { ZF } else { 0 })
@@ -346,24 +414,24 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         }
         M::Push if l.is_reg(0) => {
             l.op.b = l.number(0);
-            if long && bytes == 8 { push64::<RegB> } else { by_wide!(w, T => push::<T, RegB>) }
+            if long && bytes == 8 { push64::<RegB, RegB> } else { by_wide!(w, T => push::<T, RegB>) }
         }
         M::Push if l.is_mem(0) => {
-            if long && bytes == 8 {
-                by_form!(l.form, A => push64::<Mem<A>>)
+            if long && bytes == 8 && l.form != Form::Any {
+                push64::<Mem<Index>, Mem<Any>>
             } else {
-                by_wide!(w, T => any_form!(A => push::<T, Mem<A>>))
+                by_wide!(w, T => push::<T, Mem<Any>>)
             }
         }
         M::Push => {
             l.imm(0);
-            if long && bytes == 8 { push64::<Imm> } else { by_wide!(w, T => push::<T, Imm>) }
+            if long && bytes == 8 { push64::<Imm, Imm> } else { by_wide!(w, T => push::<T, Imm>) }
         }
         M::Pop if l.is_reg(0) => {
             l.op.a = l.number(0);
             if long && bytes == 8 { pop64 } else { by_wide!(w, T => pop_reg::<T>) }
         }
-        M::Pop => by_wide!(w, T => any_form!(A => pop_mem::<T, A>)),
+        M::Pop => by_wide!(w, T => pop_mem::<T>),
         M::Pushf | M::Pushfd | M::Pushfq => {
             l.op.c = bytes;
             pushf
@@ -406,7 +474,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.a = l.number(0);
                 arpl_reg
             } else {
-                any_form!(A => arpl_mem::<A>)
+                arpl_mem
             }
         }
         _ => return None,

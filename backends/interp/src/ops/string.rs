@@ -205,7 +205,7 @@ fn repeated<T: Int, E: Element>(cpu: &mut Cpu, op: OpPtr) -> Flow {
                     put(cpu, op, RCX, count);
                     cpu.budget -= 64;
                     more = count != 0;
-                    if cpu.budget <= 0 {
+                    if cpu.budget < 0 {
                         break;
                     }
                     continue;

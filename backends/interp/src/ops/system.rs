@@ -1,7 +1,7 @@
 //! System instructions: control and debug registers, descriptor tables, MSRs, ports, time, caches, HLT.
 
-use super::operand::{Addr, Any, Mem, RegB, Src, offset};
-use super::{any_form, by_wide, ops};
+use super::operand::{Any, Mem, RegB, Src, offset};
+use super::{by_wide, ops};
 use crate::cpu::{Cpu, GS, RAX, RCX, RDX, cr0, cr4, efer};
 use crate::decode::Lower;
 use crate::flags::{CF, ZF};
@@ -239,17 +239,8 @@ fn look(cpu: &mut Cpu, selector: u16, system: &[u32]) -> Option<crate::segment::
     }
 }
 
-trait Selector {
-    fn load(cpu: &mut Cpu, op: OpPtr) -> Exec<u16>;
-}
-impl<S: Src<u16>> Selector for S {
-    fn load(cpu: &mut Cpu, op: OpPtr) -> Exec<u16> {
-        S::load(cpu, op)
-    }
-}
-
 ops! {
-    fn nop(cpu, op) { let _ = (&cpu, op); }
+    direct fn nop(cpu, op) { let _ = (&cpu, op); }
 
     pause fn nop_pause(cpu, op) { let _ = (&cpu, op); }
 
@@ -397,15 +388,15 @@ ops! {
         T::set(cpu, op.a, T::new(v))
     }
 
-    fn smsw_mem<A: Addr>(cpu, op) {
+    fn smsw_mem(cpu, op) {
         cpu.umip()?;
-        let at = A::at(cpu, op, 2, true)?;
+        let at = Any::at(cpu, op, 2, true)?;
         cpu.write(at, cpu.sys.cr0 as u16)?
     }
 
-    pause fn lmsw<S: Selector>(cpu, op) {
+    pause fn lmsw<S: Src>(cpu, op) {
         cpu.privileged()?;
-        let v = u64::from(S::load(cpu, op)?) & 15;
+        let v = u64::from(S::load::<u16>(cpu, op)?) & 15;
         // PE can only be set.
         let keep = cpu.sys.cr0 & !0xe;
         cpu.write_cr0(keep | v)?
@@ -422,16 +413,16 @@ ops! {
         T::set(cpu, op.a, T::new(u64::from(v)))
     }
 
-    fn store_selector_mem<A: Addr>(cpu, op) {
+    fn store_selector_mem(cpu, op) {
         cpu.umip()?;
         let v = if op.c == 0 { cpu.sys.ldtr.selector } else { cpu.sys.tr.selector };
-        let at = A::at(cpu, op, 2, true)?;
+        let at = Any::at(cpu, op, 2, true)?;
         cpu.write(at, v)?
     }
 
-    pause fn lldt<S: Selector>(cpu, op) {
+    pause fn lldt<S: Src>(cpu, op) {
         cpu.privileged()?;
-        let selector = S::load(cpu, op)?;
+        let selector = S::load::<u16>(cpu, op)?;
         if selector & 0xfffc == 0 {
             cpu.sys.ldtr.selector = selector;
             cpu.sys.ldtr.access = access::UNUSABLE;
@@ -453,9 +444,9 @@ ops! {
         }
     }
 
-    pause fn ltr<S: Selector>(cpu, op) {
+    pause fn ltr<S: Src>(cpu, op) {
         cpu.privileged()?;
-        let selector = S::load(cpu, op)?;
+        let selector = S::load::<u16>(cpu, op)?;
         let code = u32::from(selector & 0xfffc);
         if code == 0 || selector & 4 != 0 {
             return Err(cpu.gp(code));
@@ -476,8 +467,8 @@ ops! {
         cpu.sys.tr.base = base
     }
 
-    fn lar<T: Int, S: Selector>(cpu, op) {
-        let selector = S::load(cpu, op)?;
+    fn lar<T: Int, S: Src>(cpu, op) {
+        let selector = S::load::<u16>(cpu, op)?;
         match look(cpu, selector, &[1, 2, 3, 4, 5, 9, 11, 12]) {
             Some(d) => {
                 T::set(cpu, op.a, T::new(u64::from(d.high & 0x00f0_ff00)));
@@ -487,8 +478,8 @@ ops! {
         }
     }
 
-    fn lsl<T: Int, S: Selector>(cpu, op) {
-        let selector = S::load(cpu, op)?;
+    fn lsl<T: Int, S: Src>(cpu, op) {
+        let selector = S::load::<u16>(cpu, op)?;
         match look(cpu, selector, &[1, 2, 3, 9, 11]).filter(|d| d.is_segment() || d.system_type() != 12) {
             Some(d) => {
                 T::set(cpu, op.a, T::new(u64::from(d.limit())));
@@ -498,15 +489,15 @@ ops! {
         }
     }
 
-    fn verr<S: Selector>(cpu, op) {
-        let selector = S::load(cpu, op)?;
+    fn verr<S: Src>(cpu, op) {
+        let selector = S::load::<u16>(cpu, op)?;
         let ok = look(cpu, selector, &[])
             .is_some_and(|d| d.is_segment() && (!d.is_code() || d.access() & access::WRITABLE != 0));
         cpu.lazy.change(ZF, if ok { ZF } else { 0 })
     }
 
-    fn verw<S: Selector>(cpu, op) {
-        let selector = S::load(cpu, op)?;
+    fn verw<S: Src>(cpu, op) {
+        let selector = S::load::<u16>(cpu, op)?;
         let ok = look(cpu, selector, &[])
             .is_some_and(|d| d.is_segment() && !d.is_code() && d.access() & access::WRITABLE != 0);
         cpu.lazy.change(ZF, if ok { ZF } else { 0 })
@@ -607,7 +598,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     let w = if l.i.op_count() > 0 { l.width(0) } else { 0 };
     macro_rules! selector {
         ($h:ident) => {
-            if with_selector(l, 0) { $h::<RegB> } else { any_form!(A => $h::<Mem<A>>) }
+            if with_selector(l, 0) { $h::<RegB> } else { $h::<Mem<Any>> }
         };
     }
     let only_protected =
@@ -630,7 +621,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         | M::Reservednop => nop,
         M::Lfence | M::Sfence => nop,
         M::Mfence => mfence,
-        M::Clflush | M::Clflushopt => any_form!(A => clflush::<A>),
+        M::Clflush | M::Clflushopt => clflush,
         M::Pause => nop_pause,
         M::Cpuid => cpuid,
         M::Rdtsc => rdtsc,
@@ -664,7 +655,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
             l.op.a = l.number(0);
             by_wide!(w, T => smsw_reg::<T>)
         }
-        M::Smsw => any_form!(A => smsw_mem::<A>),
+        M::Smsw => smsw_mem,
         M::Lmsw => selector!(lmsw),
         M::Lgdt | M::Lidt => {
             use iced_x86::Code as C;
@@ -679,7 +670,7 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
                 l.op.a = l.number(0);
                 by_wide!(w, T => store_selector_reg::<T>)
             } else {
-                any_form!(A => store_selector_mem::<A>)
+                store_selector_mem
             }
         }
         M::Lldt => selector!(lldt),
@@ -691,9 +682,9 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
             if with_selector(l, 1) {
                 if m == M::Lar { by_wide!(w, T => lar::<T, RegB>) } else { by_wide!(w, T => lsl::<T, RegB>) }
             } else if m == M::Lar {
-                by_wide!(w, T => any_form!(A => lar::<T, Mem<A>>))
+                by_wide!(w, T => lar::<T, Mem<Any>>)
             } else {
-                by_wide!(w, T => any_form!(A => lsl::<T, Mem<A>>))
+                by_wide!(w, T => lsl::<T, Mem<Any>>)
             }
         }
         M::Invlpg => invlpg,
@@ -727,8 +718,8 @@ ops! {
     }
 
     /// There are no caches, but the address is checked as a read.
-    fn clflush<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 1, false)?;
+    fn clflush(cpu, op) {
+        let at = Any::at(cpu, op, 1, false)?;
         cpu.read::<u8>(at)?;
     }
 }

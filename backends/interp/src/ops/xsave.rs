@@ -1,6 +1,6 @@
 //! FXSAVE, the XSAVE family, XCR0, MXCSR.
 
-use super::operand::{Addr, Any};
+use super::operand::Any;
 use super::ops;
 use crate::cpu::{Cpu, RAX, RCX, RDX, cr4, mode};
 use crate::decode::Lower;

@@ -28,6 +28,49 @@ pub struct Unmasked;
 /// Result of an SSE floating-point operation.
 pub type Sse<T> = Result<T, Unmasked>;
 
+/// What an operation runs under: an [`Mxcsr`], or [`Usual`].
+pub trait Context {
+    /// The register as it is before.
+    fn mxcsr(&self) -> Mxcsr;
+    /// Does what is not for the host's arithmetic.
+    ///
+    /// # Errors
+    /// On an unmasked exception.
+    fn slow<T>(&mut self, f: impl FnOnce(&mut Mxcsr) -> Sse<T>) -> Sse<T>;
+    /// As [`Mxcsr::fast`].
+    #[inline(always)]
+    fn fast(&self) -> bool {
+        self.mxcsr().fast()
+    }
+}
+
+impl Context for Mxcsr {
+    #[inline(always)]
+    fn mxcsr(&self) -> Mxcsr {
+        *self
+    }
+    #[inline(always)]
+    fn slow<T>(&mut self, f: impl FnOnce(&mut Mxcsr) -> Sse<T>) -> Sse<T> {
+        f(self)
+    }
+}
+
+/// Does only what is for the host's arithmetic, and gives up on everything else: `Unmasked` then means that nothing has been
+/// done. Code under it has no call in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Usual(pub Mxcsr);
+
+impl Context for Usual {
+    #[inline(always)]
+    fn mxcsr(&self) -> Mxcsr {
+        self.0
+    }
+    #[inline(always)]
+    fn slow<T>(&mut self, _f: impl FnOnce(&mut Mxcsr) -> Sse<T>) -> Sse<T> {
+        Err(Unmasked)
+    }
+}
+
 impl Default for Mxcsr {
     fn default() -> Self {
         Mxcsr(Mxcsr::RESET)

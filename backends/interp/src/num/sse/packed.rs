@@ -6,11 +6,11 @@
 use super::super::soft;
 use super::super::vec::{V128, V256};
 use super::scalar::{Add, Binary, Div, FmaSigns, Mul, Predicate, Sub, fma_host, imm_round, plain};
-use super::{Float, Mxcsr, Sse};
+use super::{Context, Float, Mxcsr, Sse};
 
 #[inline(always)]
-fn binary<F: Float, O: Binary, const N: usize>(
-    mx: &mut Mxcsr,
+fn binary<C: Context, F: Float, O: Binary, const N: usize>(
+    mx: &mut C,
     a: [F::Bits; N],
     b: [F::Bits; N],
 ) -> Sse<[F::Bits; N]> {
@@ -28,7 +28,7 @@ fn binary<F: Float, O: Binary, const N: usize>(
             return Ok(r);
         }
     }
-    binary_slow::<F, O, N>(mx, a, b)
+    mx.slow(|mx| binary_slow::<F, O, N>(mx, a, b))
 }
 
 #[cold]
@@ -55,9 +55,18 @@ fn binary_slow<F: Float, O: Binary, const N: usize>(
     Ok(r)
 }
 
+/// Lane by lane in software.
+#[inline(always)]
+fn each<C: Context, F: Float, const N: usize>(
+    mx: &mut C,
+    f: impl Fn(&mut soft::Env, usize) -> F::Bits,
+) -> Sse<[F::Bits; N]> {
+    mx.slow(|mx| each_lane::<F, N>(mx, f))
+}
+
 #[cold]
 #[inline(never)]
-fn each<F: Float, const N: usize>(
+fn each_lane<F: Float, const N: usize>(
     mx: &mut Mxcsr,
     f: impl Fn(&mut soft::Env, usize) -> F::Bits,
 ) -> Sse<[F::Bits; N]> {
@@ -71,7 +80,7 @@ fn each<F: Float, const N: usize>(
 }
 
 #[inline(always)]
-fn sqrt<F: Float, const N: usize>(mx: &mut Mxcsr, a: [F::Bits; N]) -> Sse<[F::Bits; N]> {
+fn sqrt<C: Context, F: Float, const N: usize>(mx: &mut C, a: [F::Bits; N]) -> Sse<[F::Bits; N]> {
     if mx.fast() {
         let mut r = [F::FALSE; N];
         let mut ok = true;
@@ -84,12 +93,12 @@ fn sqrt<F: Float, const N: usize>(mx: &mut Mxcsr, a: [F::Bits; N]) -> Sse<[F::Bi
             return Ok(r);
         }
     }
-    each::<F, N>(mx, move |env, i| F::of_soft(soft::sqrt(env, F::to_soft(a[i]))))
+    each::<_, F, N>(mx, move |env, i| F::of_soft(soft::sqrt(env, F::to_soft(a[i]))))
 }
 
 #[inline(always)]
-fn fma<F: Float, const N: usize>(
-    mx: &mut Mxcsr,
+fn fma<C: Context, F: Float, const N: usize>(
+    mx: &mut C,
     a: [F::Bits; N],
     b: [F::Bits; N],
     c: [F::Bits; N],
@@ -109,7 +118,7 @@ fn fma<F: Float, const N: usize>(
             return Ok(r);
         }
     }
-    each::<F, N>(mx, move |env, i| {
+    each::<_, F, N>(mx, move |env, i| {
         let (a, b, c) = (F::to_soft(a[i]), F::to_soft(b[i]), F::to_soft(c[i]));
         let s = signs[i & 1];
         F::of_soft(soft::fma(env, a, b, c, s.negate, s.subtract))
@@ -133,7 +142,7 @@ fn pick<F: Float, const N: usize, const MAX: bool>(
     if ok {
         return Ok(r);
     }
-    each::<F, N>(mx, move |env, i| {
+    each::<_, F, N>(mx, move |env, i| {
         let (a, b) = (F::to_soft(a[i]), F::to_soft(b[i]));
         F::of_soft(if MAX { soft::max(env, a, b) } else { soft::min(env, a, b) })
     })
@@ -146,8 +155,8 @@ fn usual<F: Float>(x: F) -> bool {
 }
 
 #[inline(always)]
-fn cmp<F: Float, const N: usize>(
-    mx: &mut Mxcsr,
+fn cmp<C: Context, F: Float, const N: usize>(
+    mx: &mut C,
     a: [F::Bits; N],
     b: [F::Bits; N],
     p: Predicate,
@@ -166,27 +175,31 @@ fn cmp<F: Float, const N: usize>(
         return Ok(r);
     }
     let quiet = p.quiet();
-    each::<F, N>(mx, move |env, i| {
+    each::<_, F, N>(mx, move |env, i| {
         let rel = soft::compare(env, F::to_soft(a[i]), F::to_soft(b[i]), quiet);
         if t >> rel as u8 & 1 != 0 { F::TRUE } else { F::FALSE }
     })
 }
 
 #[inline(always)]
-fn round<F: Float, const N: usize>(mx: &mut Mxcsr, a: [F::Bits; N], imm: u8) -> Sse<[F::Bits; N]> {
-    let rc = imm_round(*mx, imm);
+fn round<C: Context, F: Float, const N: usize>(mx: &mut C, a: [F::Bits; N], imm: u8) -> Sse<[F::Bits; N]> {
+    let rc = imm_round(mx.mxcsr(), imm);
     let report = imm & 8 == 0;
     if (mx.fast() || !report) && a.iter().all(|&x| plain::<F>(x)) {
         return Ok(a.map(|x| F::of(x).integral(rc).bits()));
     }
     let mode = soft::Round::from_rc(rc);
-    each::<F, N>(mx, move |env, i| F::of_soft(soft::round_to_int(env, F::to_soft(a[i]), mode, report)))
+    each::<_, F, N>(mx, move |env, i| F::of_soft(soft::round_to_int(env, F::to_soft(a[i]), mode, report)))
 }
 
 /// ADDSUB: subtract in even lanes, add in odd ones.
 #[inline(always)]
-fn addsub<F: Float, const N: usize>(mx: &mut Mxcsr, a: [F::Bits; N], b: [F::Bits; N]) -> Sse<[F::Bits; N]> {
-    each::<F, N>(mx, move |env, i| {
+fn addsub<C: Context, F: Float, const N: usize>(
+    mx: &mut C,
+    a: [F::Bits; N],
+    b: [F::Bits; N],
+) -> Sse<[F::Bits; N]> {
+    each::<_, F, N>(mx, move |env, i| {
         let (a, b) = (F::to_soft(a[i]), F::to_soft(b[i]));
         F::of_soft(if i & 1 == 0 { soft::sub(env, a, b) } else { soft::add(env, a, b) })
     })
@@ -202,8 +215,8 @@ macro_rules! forms {
     (@one $name:ident $f:ident $ty:ty, $($g:tt),+; $v:ident $get:ident $from:ident ($($arg:ident),*) ($($x:ident: $t:ty),*) $doc:literal, $kind:literal) => {
         #[doc = concat!($doc, ", ", $kind, ".\n\n# Errors\nOn an unmasked exception.")]
         #[inline]
-        pub fn $name(mx: &mut Mxcsr, $($arg: $v,)* $($x: $t),*) -> Sse<$v> {
-            Ok($v::$from($f::<$ty, $($g),+>(mx, $($arg.$get(),)* $($x),*)?))
+        pub fn $name<C: Context>(mx: &mut C, $($arg: $v,)* $($x: $t),*) -> Sse<$v> {
+            Ok($v::$from($f::<C, $ty, $($g),+>(mx, $($arg.$get(),)* $($x),*)?))
         }
     };
 }
@@ -292,16 +305,16 @@ pub fn dpps(mx: &mut Mxcsr, a: V128, b: V128, imm: u8) -> Sse<V128> {
 pub fn vdpps(mx: &mut Mxcsr, a: V256, b: V256, imm: u8) -> Sse<V256> {
     let (x, y) = (a.u32s(), b.u32s());
     // Each stage is an operation of its own: its unmasked exceptions end the instruction.
-    let products = each::<f32, 8>(mx, move |env, i| {
+    let products = each::<_, f32, 8>(mx, move |env, i| {
         if imm >> (4 + (i & 3)) & 1 == 0 {
             return 0;
         }
         soft::mul(env, soft::F32(x[i]), soft::F32(y[i])).0
     })?;
-    let sums = each::<f32, 4>(mx, move |env, i| {
+    let sums = each::<_, f32, 4>(mx, move |env, i| {
         soft::add(env, soft::F32(products[2 * i]), soft::F32(products[2 * i + 1])).0
     })?;
-    let totals = each::<f32, 2>(mx, move |env, i| {
+    let totals = each::<_, f32, 2>(mx, move |env, i| {
         soft::add(env, soft::F32(sums[2 * i]), soft::F32(sums[2 * i + 1])).0
     })?;
     let mut r = [0; 8];
@@ -317,7 +330,7 @@ pub fn vdpps(mx: &mut Mxcsr, a: V256, b: V256, imm: u8) -> Sse<V256> {
 /// On an unmasked exception.
 pub fn dppd(mx: &mut Mxcsr, a: V128, b: V128, imm: u8) -> Sse<V128> {
     let (x, y) = (a.u64s(), b.u64s());
-    let p = each::<f64, 2>(mx, move |env, i| {
+    let p = each::<_, f64, 2>(mx, move |env, i| {
         if imm >> (4 + i) & 1 == 0 {
             return 0;
         }

@@ -1,7 +1,7 @@
 //! Scalar operations: ADDSS, ADDSD and so on, generic over `f32` and `f64`.
 
 use super::super::soft::{self, Relation, Round};
-use super::{Float, Mxcsr, Sse};
+use super::{Context, Float, Mxcsr, Sse};
 
 /// The operations of two operands, as types, so that scalar and packed forms share them.
 pub trait Binary {
@@ -83,14 +83,14 @@ impl Binary for Div {
 /// # Errors
 /// On an unmasked exception.
 #[inline(always)]
-pub fn binary<F: Float, O: Binary>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
+pub fn binary<F: Float, O: Binary>(mx: &mut impl Context, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
     if mx.fast() {
         let r = O::host(F::of(a), F::of(b)).bits();
         if F::normal(a) && F::normal(b) && F::normal(r) {
             return Ok(r);
         }
     }
-    binary_slow::<F, O>(mx, a, b)
+    mx.slow(|mx| binary_slow::<F, O>(mx, a, b))
 }
 
 #[cold]
@@ -110,7 +110,7 @@ fn binary_slow<F: Float, O: Binary>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> S
 /// # Errors
 /// On an unmasked exception.
 #[inline(always)]
-pub fn add<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
+pub fn add<F: Float>(mx: &mut impl Context, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
     binary::<F, Add>(mx, a, b)
 }
 
@@ -119,7 +119,7 @@ pub fn add<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
 /// # Errors
 /// On an unmasked exception.
 #[inline(always)]
-pub fn sub<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
+pub fn sub<F: Float>(mx: &mut impl Context, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
     binary::<F, Sub>(mx, a, b)
 }
 
@@ -128,7 +128,7 @@ pub fn sub<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
 /// # Errors
 /// On an unmasked exception.
 #[inline(always)]
-pub fn mul<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
+pub fn mul<F: Float>(mx: &mut impl Context, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
     binary::<F, Mul>(mx, a, b)
 }
 
@@ -137,7 +137,7 @@ pub fn mul<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
 /// # Errors
 /// On an unmasked exception.
 #[inline(always)]
-pub fn div<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
+pub fn div<F: Float>(mx: &mut impl Context, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
     binary::<F, Div>(mx, a, b)
 }
 
@@ -239,7 +239,7 @@ pub fn max<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits) -> Sse<F::Bits> {
 /// # Errors
 /// On an unmasked exception.
 #[inline(always)]
-pub fn comi<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits, quiet: bool) -> Sse<Relation> {
+pub fn comi<F: Float>(mx: &mut impl Context, a: F::Bits, b: F::Bits, quiet: bool) -> Sse<Relation> {
     if plain::<F>(a) && plain::<F>(b) {
         let (a, b) = (F::of(a), F::of(b));
         return Ok(if a < b {
@@ -250,7 +250,7 @@ pub fn comi<F: Float>(mx: &mut Mxcsr, a: F::Bits, b: F::Bits, quiet: bool) -> Ss
             Relation::Equal
         });
     }
-    mx.soft(move |env| soft::compare(env, F::to_soft(a), F::to_soft(b), quiet))
+    mx.slow(|mx| mx.soft(move |env| soft::compare(env, F::to_soft(a), F::to_soft(b), quiet)))
 }
 
 /// One of the 32 predicates of CMPxx and VCMPxx.

@@ -6,35 +6,28 @@ use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::num::soft::{self, Env, F32, F64, F80};
 use crate::op::{Flow, Handler, OpPtr};
-use crate::ops::operand::Addr;
-use crate::ops::{by_form, outlined};
+use crate::ops::outlined;
 use iced_x86::{MemorySize as S, Mnemonic as M};
 
-trait Binary {
-    fn run(env: &mut Env, to: F80, from: F80) -> F80;
-}
+/// An operation of two operands, by its number.
+static BINARY: [fn(&mut Env, F80, F80) -> F80; 6] = [
+    soft::add,
+    soft::mul,
+    soft::sub,
+    |env, a, b| soft::sub(env, b, a),
+    soft::div,
+    |env, a, b| soft::div(env, b, a),
+];
+const ADD: u64 = 0;
+const MUL: u64 = 1;
+const SUB: u64 = 2;
+const SUBR: u64 = 3;
+const DIV: u64 = 4;
+const DIVR: u64 = 5;
+
 /// ST(0) = f(ST(0)).
 pub(super) trait Unary {
     fn run(env: &mut Env, v: F80) -> F80;
-}
-
-macro_rules! binary {
-    ($($name:ident: |$env:ident, $a:ident, $b:ident| $e:expr;)*) => {$(
-        struct $name;
-        impl Binary for $name {
-            #[inline(always)]
-            fn run($env: &mut Env, $a: F80, $b: F80) -> F80 { $e }
-        }
-    )*};
-}
-
-binary! {
-    Add: |env, a, b| soft::add(env, a, b);
-    Mul: |env, a, b| soft::mul(env, a, b);
-    Sub: |env, a, b| soft::sub(env, a, b);
-    SubR: |env, a, b| soft::sub(env, b, a);
-    Div: |env, a, b| soft::div(env, a, b);
-    DivR: |env, a, b| soft::div(env, b, a);
 }
 
 macro_rules! unary {
@@ -55,8 +48,13 @@ unary! {
     Rndint: |env, v| soft::convert::frndint(env, v);
 }
 
+/// The operation whose number is in `imm`.
+fn binary(op: OpPtr, env: &mut Env, a: F80, b: F80) -> F80 {
+    BINARY[op.imm as usize % BINARY.len()](env, a, b)
+}
+
 /// ST(a) = ST(a) op ST(b), then `c` pops.
-fn registers<O: Binary>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn registers(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
         if cpu.st_empty(op.a) || cpu.st_empty(op.b) {
@@ -67,7 +65,7 @@ fn registers<O: Binary>(cpu: &mut Cpu, op: OpPtr) -> Flow {
             return Ok(());
         }
         let mut env = cpu.env();
-        let v = O::run(&mut env, cpu.st(op.a), cpu.st(op.b));
+        let v = binary(op, &mut env, cpu.st(op.a), cpu.st(op.b));
         if cpu.retire(op, &mut env) {
             cpu.set_st(op.a, v);
             cpu.pop_times(op.c);
@@ -76,10 +74,10 @@ fn registers<O: Binary>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn memory<O: Binary, T: Source, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn memory<T: Source>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
-        let from = T::load::<A>(cpu, op)?;
+        let from = T::load(cpu, op)?;
         if cpu.st_empty(0) {
             if cpu.x87_stack_fault(op, false) {
                 cpu.set_st(0, F80::INDEFINITE);
@@ -88,7 +86,7 @@ fn memory<O: Binary, T: Source, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
         }
         let mut env = cpu.env();
         let from = from.operand(&mut env);
-        let v = O::run(&mut env, cpu.st(0), from);
+        let v = binary(op, &mut env, cpu.st(0), from);
         if cpu.retire(op, &mut env) {
             cpu.set_st(0, v);
         }
@@ -118,36 +116,37 @@ pub(super) fn alone<O: Unary, const RANGE: bool>(cpu: &mut Cpu, op: OpPtr) -> Fl
     })
 }
 
-fn pick<O: Binary>(l: &mut Lower<'_>, pops: u8) -> Option<Handler> {
+fn pick(l: &mut Lower<'_>, number: u64, pops: u8) -> Option<Handler> {
+    l.op.imm = number;
     if l.i.op_count() > 0 && l.is_mem(0) {
         return Some(match l.i.memory_size() {
-            S::Float32 => by_form!(l.form, A => memory::<O, F32, A>),
-            S::Float64 => by_form!(l.form, A => memory::<O, F64, A>),
-            S::Int16 => by_form!(l.form, A => memory::<O, i16, A>),
-            S::Int32 => by_form!(l.form, A => memory::<O, i32, A>),
+            S::Float32 => memory::<F32>,
+            S::Float64 => memory::<F64>,
+            S::Int16 => memory::<i16>,
+            S::Int32 => memory::<i32>,
             _ => return None,
         });
     }
     l.op.a = if l.i.op_count() > 0 { l.number(0) } else { 1 };
     l.op.b = last_st(l, 0);
     l.op.c = pops;
-    Some(registers::<O>)
+    Some(registers)
 }
 
 pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     match l.i.mnemonic() {
-        M::Fadd | M::Fiadd => pick::<Add>(l, 0),
-        M::Faddp => pick::<Add>(l, 1),
-        M::Fmul | M::Fimul => pick::<Mul>(l, 0),
-        M::Fmulp => pick::<Mul>(l, 1),
-        M::Fsub | M::Fisub => pick::<Sub>(l, 0),
-        M::Fsubp => pick::<Sub>(l, 1),
-        M::Fsubr | M::Fisubr => pick::<SubR>(l, 0),
-        M::Fsubrp => pick::<SubR>(l, 1),
-        M::Fdiv | M::Fidiv => pick::<Div>(l, 0),
-        M::Fdivp => pick::<Div>(l, 1),
-        M::Fdivr | M::Fidivr => pick::<DivR>(l, 0),
-        M::Fdivrp => pick::<DivR>(l, 1),
+        M::Fadd | M::Fiadd => pick(l, ADD, 0),
+        M::Faddp => pick(l, ADD, 1),
+        M::Fmul | M::Fimul => pick(l, MUL, 0),
+        M::Fmulp => pick(l, MUL, 1),
+        M::Fsub | M::Fisub => pick(l, SUB, 0),
+        M::Fsubp => pick(l, SUB, 1),
+        M::Fsubr | M::Fisubr => pick(l, SUBR, 0),
+        M::Fsubrp => pick(l, SUBR, 1),
+        M::Fdiv | M::Fidiv => pick(l, DIV, 0),
+        M::Fdivp => pick(l, DIV, 1),
+        M::Fdivr | M::Fidivr => pick(l, DIVR, 0),
+        M::Fdivrp => pick(l, DIVR, 1),
         M::Fabs => Some(alone::<Abs, false>),
         M::Fchs => Some(alone::<Chs, false>),
         M::Fsqrt => Some(alone::<Sqrt, false>),

@@ -6,8 +6,7 @@ use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::num::soft::{self, Env, F32, F64, F80, Relation};
 use crate::op::{Flow, Handler, OpPtr};
-use crate::ops::operand::Addr;
-use crate::ops::{by_form, ops, outlined};
+use crate::ops::{ops, outlined};
 use iced_x86::{MemorySize as S, Mnemonic as M};
 
 impl Cpu {
@@ -38,10 +37,10 @@ fn registers<const QUIET: bool>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn memory<T: Source, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn memory<T: Source>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
-        let with = T::load::<A>(cpu, op)?;
+        let with = T::load(cpu, op)?;
         let mut env = cpu.env();
         let with = with.operand(&mut env);
         cpu.x87_compare(op, &mut env, Some(with), false);
@@ -96,10 +95,10 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     l.op.b = last_st(l, 1);
     Some(match m {
         M::Fcom | M::Fcomp | M::Ficom | M::Ficomp if l.is_mem(0) => match l.i.memory_size() {
-            S::Float32 => by_form!(l.form, A => memory::<F32, A>),
-            S::Float64 => by_form!(l.form, A => memory::<F64, A>),
-            S::Int16 => by_form!(l.form, A => memory::<i16, A>),
-            _ => by_form!(l.form, A => memory::<i32, A>),
+            S::Float32 => memory::<F32>,
+            S::Float64 => memory::<F64>,
+            S::Int16 => memory::<i16>,
+            _ => memory::<i32>,
         },
         M::Fcom | M::Fcomp | M::Fcompp => registers::<false>,
         M::Fucom | M::Fucomp | M::Fucompp => registers::<true>,

@@ -6,8 +6,8 @@ use crate::decode::Lower;
 use crate::num::soft::format::Format;
 use crate::num::soft::{F80, Kind};
 use crate::op::{Exec, Handler};
-use crate::ops::operand::{Addr, Any};
-use crate::ops::{by_form, ops};
+use crate::ops::operand::Any;
+use crate::ops::ops;
 use crate::regs::Int;
 use iced_x86::Mnemonic as M;
 
@@ -127,20 +127,20 @@ impl Cpu {
 }
 
 ops! {
-    fn fldcw<A: Addr>(cpu, op) {
+    fn fldcw(cpu, op) {
         cpu.x87_wait()?;
-        let at = A::at(cpu, op, 2, false)?;
+        let at = Any::at(cpu, op, 2, false)?;
         let v = cpu.read::<u16>(at)?;
         cpu.set_control_word(v)
     }
 
-    fn fnstcw<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 2, true)?;
+    fn fnstcw(cpu, op) {
+        let at = Any::at(cpu, op, 2, true)?;
         cpu.write(at, cpu.fpu.cw)?
     }
 
-    fn fnstsw<A: Addr>(cpu, op) {
-        let at = A::at(cpu, op, 2, true)?;
+    fn fnstsw(cpu, op) {
+        let at = Any::at(cpu, op, 2, true)?;
         cpu.write(at, cpu.status_word())?
     }
 
@@ -216,10 +216,10 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         l.op.b = last_st(l, 0);
     }
     Some(match m {
-        M::Fldcw => by_form!(l.form, A => fldcw::<A>),
-        M::Fnstcw => by_form!(l.form, A => fnstcw::<A>),
+        M::Fldcw => fldcw,
+        M::Fnstcw => fnstcw,
         M::Fnstsw if l.is_reg(0) => fnstsw_ax,
-        M::Fnstsw => by_form!(l.form, A => fnstsw::<A>),
+        M::Fnstsw => fnstsw,
         M::Fninit => fninit,
         M::Fnclex => fnclex,
         M::Fnstenv => fnstenv,

@@ -6,13 +6,13 @@ use crate::decode::Lower;
 use crate::num::soft::{self, Env, F32, F64, F80, bcd, flag};
 use crate::num::x87math::{Constant, constant};
 use crate::op::{Exec, Flow, Handler, OpPtr};
-use crate::ops::operand::Addr;
-use crate::ops::{by_form, ops, outlined};
+use crate::ops::operand::Any;
+use crate::ops::{ops, outlined};
 use iced_x86::{MemorySize as S, Mnemonic as M};
 
 /// A memory format that can be loaded.
 pub(super) trait Source {
-    fn load<A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Exec<Self>
+    fn load(cpu: &mut Cpu, op: OpPtr) -> Exec<Self>
     where
         Self: Sized;
     /// As FLD and FILD load it.
@@ -25,9 +25,8 @@ macro_rules! source {
     ($($t:ty, $int:ty, $new:expr => |$env:ident, $v:ident| $extend:expr, $operand:expr;)*) => {$(
         impl Source for $t {
             #[inline(always)]
-            fn load<A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Exec<$t> {
-                let at = A::at(cpu, op, size_of::<$int>() as u64, false)?;
-                cpu.read::<$int>(at).map($new)
+            fn load(cpu: &mut Cpu, op: OpPtr) -> Exec<$t> {
+                Any::read::<$int>(cpu, op).map($new)
             }
             #[inline(always)]
             fn extend(self, $env: &mut Env) -> F80 { let $v = self; $extend }
@@ -57,18 +56,18 @@ impl Cpu {
         }
     }
 
-    fn bytes10<A: Addr>(&mut self, op: OpPtr) -> Exec<[u8; 10]> {
-        let at = A::at(self, op, 10, false)?;
+    fn bytes10(&mut self, op: OpPtr) -> Exec<[u8; 10]> {
+        let at = Any::at(self, op, 10, false)?;
         let mut b = [0; 10];
         self.read_bytes(at, &mut b)?;
         Ok(b)
     }
 }
 
-fn fld<T: Source, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn fld<T: Source>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
-        let v = T::load::<A>(cpu, op)?;
+        let v = T::load(cpu, op)?;
         if !cpu.st_empty(7) {
             cpu.x87_push(op, F80::INDEFINITE);
             return Ok(());
@@ -85,7 +84,8 @@ fn fld<T: Source, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     })
 }
 
-fn cmov<const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+/// FCMOVcc; `c` is the condition.
+fn cmov(cpu: &mut Cpu, op: OpPtr) -> Flow {
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
         if cpu.st_empty(0) || cpu.st_empty(op.b) {
@@ -94,7 +94,7 @@ fn cmov<const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
             }
             return Ok(());
         }
-        if cpu.lazy.cond(CC) {
+        if cpu.lazy.cond(op.c) {
             cpu.set_st(0, cpu.st(op.b));
         }
         Ok(())
@@ -102,15 +102,15 @@ fn cmov<const CC: u8>(cpu: &mut Cpu, op: OpPtr) -> Flow {
 }
 
 ops! {
-    fn fld80<A: Addr>(cpu, op) {
+    fn fld80(cpu, op) {
         cpu.x87_wait()?;
-        let b = cpu.bytes10::<A>(op)?;
+        let b = cpu.bytes10(op)?;
         cpu.x87_push(op, F80::from_bytes(b))
     }
 
-    fn fbld<A: Addr>(cpu, op) {
+    fn fbld(cpu, op) {
         cpu.x87_wait()?;
-        let b = cpu.bytes10::<A>(op)?;
+        let b = cpu.bytes10(op)?;
         cpu.x87_push(op, bcd::fbld(b))
     }
 
@@ -173,25 +173,37 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
     Some(match m {
         M::Fld if !l.is_mem(0) => fld_st,
         M::Fld => match l.i.memory_size() {
-            S::Float32 => by_form!(l.form, A => fld::<F32, A>),
-            S::Float64 => by_form!(l.form, A => fld::<F64, A>),
-            _ => by_form!(l.form, A => fld80::<A>),
+            S::Float32 => fld::<F32>,
+            S::Float64 => fld::<F64>,
+            _ => fld80,
         },
         M::Fild => match l.i.memory_size() {
-            S::Int16 => by_form!(l.form, A => fld::<i16, A>),
-            S::Int32 => by_form!(l.form, A => fld::<i32, A>),
-            _ => by_form!(l.form, A => fld::<i64, A>),
+            S::Int16 => fld::<i16>,
+            S::Int32 => fld::<i32>,
+            _ => fld::<i64>,
         },
-        M::Fbld => by_form!(l.form, A => fbld::<A>),
+        M::Fbld => fbld,
         M::Fxch => fxch,
-        M::Fcmovb => cmov::<2>,
-        M::Fcmovnb => cmov::<3>,
-        M::Fcmove => cmov::<4>,
-        M::Fcmovne => cmov::<5>,
-        M::Fcmovbe => cmov::<6>,
-        M::Fcmovnbe => cmov::<7>,
-        M::Fcmovu => cmov::<10>,
-        M::Fcmovnu => cmov::<11>,
+        M::Fcmovb
+        | M::Fcmovnb
+        | M::Fcmove
+        | M::Fcmovne
+        | M::Fcmovbe
+        | M::Fcmovnbe
+        | M::Fcmovu
+        | M::Fcmovnu => {
+            l.op.c = match m {
+                M::Fcmovb => 2,
+                M::Fcmovnb => 3,
+                M::Fcmove => 4,
+                M::Fcmovne => 5,
+                M::Fcmovbe => 6,
+                M::Fcmovnbe => 7,
+                M::Fcmovu => 10,
+                _ => 11,
+            };
+            cmov
+        }
         _ => return None,
     })
 }

@@ -6,8 +6,8 @@ use crate::cpu::Cpu;
 use crate::decode::Lower;
 use crate::num::soft::{self, Env, F32, F64, F80, bcd, flag};
 use crate::op::{Exec, Flow, Handler, OpPtr};
-use crate::ops::operand::Addr;
-use crate::ops::{by_form, ops, outlined};
+use crate::ops::operand::Any;
+use crate::ops::{ops, outlined};
 use iced_x86::{MemorySize as S, Mnemonic as M};
 
 /// A memory format that can be stored.
@@ -72,11 +72,11 @@ impl Target for F80 {
 }
 
 /// `a`: times to pop; `c`: truncate.
-fn store<T: Target, A: Addr>(cpu: &mut Cpu, op: OpPtr) -> Flow {
+fn store<T: Target>(cpu: &mut Cpu, op: OpPtr) -> Flow {
     const FATAL: u32 = flag::IE | flag::OE | flag::UE;
     outlined(cpu, op, |cpu, op| {
         cpu.x87_wait()?;
-        let at = A::at(cpu, op, T::BYTES, true)?;
+        let at = Any::at(cpu, op, T::BYTES, true)?;
         let mut env = cpu.env();
         let empty = cpu.st_empty(0);
         let v = if empty { T::INDEFINITE } else { T::narrow(&mut env, cpu.st(0), op.c != 0) };
@@ -140,13 +140,13 @@ pub(super) fn lower(l: &mut Lower<'_>) -> Option<Handler> {
         return Some(if m == M::Fstpnce { fstpnce } else { fst_st });
     }
     Some(match l.i.memory_size() {
-        S::Float32 => by_form!(l.form, A => store::<F32, A>),
-        S::Float64 => by_form!(l.form, A => store::<F64, A>),
-        S::Float80 => by_form!(l.form, A => store::<F80, A>),
-        S::Int16 => by_form!(l.form, A => store::<i16, A>),
-        S::Int32 => by_form!(l.form, A => store::<i32, A>),
-        S::Int64 => by_form!(l.form, A => store::<i64, A>),
-        S::Bcd => by_form!(l.form, A => store::<Bcd, A>),
+        S::Float32 => store::<F32>,
+        S::Float64 => store::<F64>,
+        S::Float80 => store::<F80>,
+        S::Int16 => store::<i16>,
+        S::Int32 => store::<i32>,
+        S::Int64 => store::<i64>,
+        S::Bcd => store::<Bcd>,
         _ => return None,
     })
 }
