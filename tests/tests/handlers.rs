@@ -20,7 +20,7 @@ fn same_both_ways(machine: &Machine, name: &str, code: &[Vec<u8>], start: &State
     }
     let differences = oracle::differences(code, &slow, &quick);
     let flags = format!("  rflags {:x} and {:x}\n", slow.state.rflags, quick.state.rflags);
-    Some(format!("{name}:\n{}{differences}{flags}", oracle::listing(code)))
+    Some(format!("{name}:\n{}{differences}{flags}", oracle::listing(code, start.bits)))
 }
 
 /// Random sequences of everything.
@@ -135,7 +135,7 @@ fn sequence(r: &mut Random) -> Vec<Vec<u8>> {
 }
 
 fn start(r: &mut Random) -> State {
-    let mut s = oracle::generate::state(r);
+    let mut s = oracle::generate::state(r, 64);
     for base in BASES {
         s.gpr[usize::from(base)] = DATA + 0x800 + r.below(0x80) * 8;
     }
@@ -180,7 +180,11 @@ fn joined_handlers_do_what_this_processor_does() {
         compared += 1;
         let (a, b) = (native.run(&bytes, &start), machine.run(&bytes, &start));
         if !oracle::agree(&code, &a, &b) && oracle::intel::agrees(&machine, &code, &start, &a).is_none() {
-            bad += &format!("seed {seed}:\n{}{}", oracle::listing(&code), oracle::differences(&code, &a, &b));
+            bad += &format!(
+                "seed {seed}:\n{}{}",
+                oracle::listing(&code, 64),
+                oracle::differences(&code, &a, &b)
+            );
         }
     }
     println!("{compared} sequences compared");
@@ -194,7 +198,7 @@ fn reads_undefined(code: &[u8]) -> bool {
     use oracle::undefined;
     // Branches only skip, and what is skipped defines no more than what is not: all that was ever undefined counts.
     let mut ever = 0;
-    oracle::instructions(code).iter().any(|i| {
+    oracle::instructions(code, 64).iter().any(|i| {
         let reads = undefined::reads(i, ever);
         ever |= undefined::undefined(i);
         reads
