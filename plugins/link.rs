@@ -9,6 +9,13 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=Cargo.toml");
     let is = |name: &str, value: &str| var(name).is_ok_and(|v| v == value);
+    // Cargo's `strip` is not for packages that have a line of their own in the profile.
+    if is("PROFILE", "release")
+        && is("CARGO_CFG_TARGET_OS", "linux")
+        && var("DEBUG").is_ok_and(|v| v != "true")
+    {
+        println!("cargo::rustc-link-arg=-Wl,--strip-all");
+    }
     // Other architectures' linkers do not all know it. The C library must be of 2022 or later (glibc 2.36).
     if is("PROFILE", "release") && is("CARGO_CFG_TARGET_ARCH", "x86_64") && is("CARGO_CFG_TARGET_ENV", "gnu")
     {

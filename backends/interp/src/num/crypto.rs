@@ -164,8 +164,8 @@ pub fn pclmulqdq(a: V128, b: V128, imm: u8) -> V128 {
 /// CRC32's polynomial (Castagnoli), bit-reversed.
 const POLY: u32 = 0x82f6_3b78;
 
-const fn crc_tables() -> [[u32; 256]; 8] {
-    let mut t = [[0u32; 256]; 8];
+const fn crc_tables() -> [[u32; 256]; 4] {
+    let mut t = [[0u32; 256]; 4];
     let mut i = 0;
     while i < 256 {
         let mut c = i as u32;
@@ -178,7 +178,7 @@ const fn crc_tables() -> [[u32; 256]; 8] {
         i += 1;
     }
     let mut n = 1;
-    while n < 8 {
+    while n < 4 {
         let mut i = 0;
         while i < 256 {
             let c = t[n - 1][i];
@@ -190,13 +190,22 @@ const fn crc_tables() -> [[u32; 256]; 8] {
     t
 }
 
-static CRC: [[u32; 256]; 8] = crc_tables();
+static CRC: [[u32; 256]; 4] = crc_tables();
 
 /// CRC32 of a source of `bytes` bytes (1, 2, 4 or 8), its value zero-extended.
 #[inline(always)]
 #[must_use]
 pub fn crc32(crc: u32, value: u64, bytes: usize) -> u32 {
-    let v = value ^ u64::from(crc);
+    if bytes == 8 {
+        crc_of(crc_of(crc, value as u32, 4), (value >> 32) as u32, 4)
+    } else {
+        crc_of(crc, value as u32, bytes)
+    }
+}
+
+#[inline(always)]
+fn crc_of(crc: u32, value: u32, bytes: usize) -> u32 {
+    let v = value ^ crc;
     let mut r = if bytes < 4 { crc >> (8 * bytes as u32) } else { 0 };
     for i in 0..bytes {
         r ^= CRC[bytes - 1 - i][(v >> (8 * i)) as usize & 255];

@@ -331,7 +331,16 @@ pub(super) fn operands(l: &mut Lower<'_>) {
         M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa
     );
     // SHA's own wait for no alignment, as found on the silicon.
-    let sha = l.i.cpuid_features().contains(&iced_x86::CpuidFeature::SHA);
+    let sha = matches!(
+        l.i.mnemonic(),
+        M::Sha1msg1
+            | M::Sha1msg2
+            | M::Sha1nexte
+            | M::Sha1rnds4
+            | M::Sha256msg1
+            | M::Sha256msg2
+            | M::Sha256rnds2
+    );
     if (strict || moves && bytes != 0) && !sha {
         l.op.imm |= (bytes - 1) << 40;
     }
