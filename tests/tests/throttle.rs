@@ -30,26 +30,28 @@ fn a_guest_that_writes_at_full_speed_is_slowed_down_and_moves() {
     let test = "a_guest_that_writes_at_full_speed_is_slowed_down_and_moves";
     for pair in [["interp", "kvm"], ["kvm", "interp"], ["interp", "interp"]] {
         let Some(stage) = Stage::set(test, &pair) else { continue };
-        let config = stage.scratch.config("dirtier", 64, "x86-64", "mib=24 pages_per_s=0");
+        let config = stage.scratch.config("dirtier", 64, "x86-64", "mib=16 pages_per_s=0");
         let (config, api) = (config.to_str().unwrap(), stage.text("s.api"));
         let args = ["--config-file", config, "--api-sock", &api, "--backend", pair[0]];
         let mut source = Process::start(&stage.godwit, &args, "");
         wait_lines(&[&source], 1);
-        let slow = ["--bandwidth-mib-s", "64", "--downtime-ms", "20", "--allow-tsc-mismatch", "--json"];
+        // Rounds are long: on a busy machine the guest itself may have no processor for a while, and a short round then finds
+        // little that it wrote.
+        let common = ["--downtime-ms", "20", "--allow-tsc-mismatch", "--json", "--bandwidth-mib-s"];
         let mut first = stage.receiver(pair[1], "first", "first.api", &[], "");
         let kept = stage.migrate(
             "s.api",
             "first",
-            &[&slow[..], &["--no-auto-converge", "--timeout-s", "3"]].concat(),
+            &[&common[..], &["4", "--no-auto-converge", "--timeout-s", "6"]].concat(),
         );
         assert_eq!((kept.status.code(), first.wait_exit()), (Some(3), Some(3)), "{}", said(&kept));
         wait_lines(&[&source], 1);
         let there = stage.receiver(pair[1], "second", "second.api", &[], "");
-        let moved = stage.migrate("s.api", "second", &slow);
+        let moved = stage.migrate("s.api", "second", &[&common[..], &["16"]].concat());
         assert_eq!(moved.status.code(), Some(0), "{}; {}", said(&moved), there.err());
         let report: serde_json::Value = serde_json::from_slice(&moved.stdout).unwrap();
         println!("{test}: {pair:?}: {}", report["report"]);
-        assert!(report["report"]["throttle_percent"].as_u64() > Some(0), "{report}");
+        assert!(report["report"]["throttle_percent"].as_f64() > Some(0.0), "{report}");
         assert_eq!(source.wait_exit(), Some(0));
         wait_lines(&[&source, &there], 2);
     }

@@ -142,7 +142,7 @@ pub(super) fn bar(s: &Snapshot) -> String {
     if s.missing_pages > 0 {
         let _ = write!(line, "  {} pages to come", s.missing_pages);
     }
-    if s.throttle_percent > 0 {
+    if s.throttle_percent > 0.0 {
         let _ = write!(line, "  throttle {} %", s.throttle_percent);
     }
     line
@@ -202,7 +202,7 @@ pub fn report_text(s: &Snapshot) -> String {
             bytes(r.memory_bytes as f64)
         );
         let _ = writeln!(out, "  state       {} bytes", r.blob_bytes);
-        if r.throttle_percent > 0 {
+        if r.throttle_percent > 0.0 {
             let _ = writeln!(out, "  throttle    up to {} %", r.throttle_percent);
         }
     }

@@ -265,9 +265,9 @@ impl<D: Door> Source for Leaving<D> {
         self.disks.holes(pages, zero);
     }
 
-    fn throttle(&mut self, percent: u8) -> Result<(), Fault> {
+    fn throttle(&mut self, permille: u16) -> Result<(), Fault> {
         self.with(move |m| {
-            m.throttle(percent);
+            m.throttle(permille);
             Ok(())
         })
     }

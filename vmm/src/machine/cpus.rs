@@ -3,7 +3,7 @@
 use super::{Event, EventSink, MachineError};
 use crate::plugin::{BackendVcpu, BackendVm, Exit, Kicker};
 use crate::sandbox::{Entering, Entry, Kind, SandboxError};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ const SLICE: Duration = Duration::from_millis(10);
 /// And that is never longer than this: a guest that is slowed down is not to take itself for stopped.
 const LONGEST_REST: Duration = Duration::from_millis(50);
 
-/// How long vCPUs run and then stand still in a turn, to stand still for `percent` (1 to 99) of the time.
-fn turn(percent: u32) -> (Duration, Duration) {
-    let rest = (SLICE * percent / (100 - percent)).min(LONGEST_REST);
-    (rest * (100 - percent) / percent, rest)
+/// How long vCPUs run and then stand still in a turn, to stand still for `permille` (1 to 999) thousandths of the time.
+fn turn(permille: u32) -> (Duration, Duration) {
+    let rest = (SLICE * permille / (1000 - permille)).min(LONGEST_REST);
+    (rest * (1000 - permille) / permille, rest)
 }
 
 #[derive(Default)]
@@ -35,7 +35,8 @@ pub(super) struct Gate {
     changed: Condvar,
     /// A copy of `run`, for the fast path.
     open: AtomicBool,
-    throttle: AtomicU8,
+    /// In thousandths.
+    throttle: AtomicU16,
     /// Taken away at the end: they hold the VM, which holds the devices, whose power switch holds this gate.
     kickers: RwLock<Vec<Kicker>>,
     /// The machine's threads, until it is known whether they are bound by their filters.
@@ -96,11 +97,11 @@ impl Gate {
 
     /// Stands still for its share of a throttled slice, or until the gate closes.
     fn rest(&self) {
-        let percent = u32::from(self.throttle.load(Ordering::Relaxed));
-        if percent == 0 {
+        let permille = u32::from(self.throttle.load(Ordering::Relaxed));
+        if permille == 0 {
             return;
         }
-        let until = Instant::now() + turn(percent).1;
+        let until = Instant::now() + turn(permille).1;
         let mut w = self.lock();
         while w.run
             && let Some(left) = until.checked_duration_since(Instant::now())
@@ -228,19 +229,19 @@ impl Cpus {
         Ok(())
     }
 
-    pub(super) fn throttle(&mut self, percent: u8) {
-        self.gate.throttle.store(percent, Ordering::SeqCst);
-        if percent == 0 || self.throttler.as_ref().is_some_and(|t| !t.is_finished()) {
+    pub(super) fn throttle(&mut self, permille: u16) {
+        self.gate.throttle.store(permille, Ordering::SeqCst);
+        if permille == 0 || self.throttler.as_ref().is_some_and(|t| !t.is_finished()) {
             return;
         }
         let gate = Arc::clone(&self.gate);
         let slices = move || {
             loop {
-                let percent = u32::from(gate.throttle.load(Ordering::SeqCst));
-                if percent == 0 {
+                let permille = u32::from(gate.throttle.load(Ordering::SeqCst));
+                if permille == 0 {
                     return;
                 }
-                let (run, rest) = turn(percent);
+                let (run, rest) = turn(permille);
                 std::thread::sleep(run + rest);
                 gate.kick();
             }

@@ -308,9 +308,9 @@ impl Machine {
         all
     }
 
-    /// Lets vCPUs stand still for `percent` (0 to 99) of the time.
-    pub fn throttle(&mut self, percent: u8) {
-        self.cpus.throttle(percent.min(99));
+    /// Lets vCPUs stand still for `permille` (0 to 999) thousandths of the time.
+    pub fn throttle(&mut self, permille: u16) {
+        self.cpus.throttle(permille.min(999));
     }
 
     /// Types Ctrl-Alt-Del. False: the guest has not taken the last one.

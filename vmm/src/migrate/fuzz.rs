@@ -172,7 +172,7 @@ impl Source for Guest {
     fn memory(&self) -> Arc<dyn Memory> {
         Arc::clone(&self.pages) as _
     }
-    fn throttle(&mut self, _percent: u8) -> Result<(), Fault> {
+    fn throttle(&mut self, _permille: u16) -> Result<(), Fault> {
         Ok(())
     }
     fn pause(&mut self) -> Result<(), Fault> {

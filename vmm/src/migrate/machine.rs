@@ -69,11 +69,11 @@ pub trait Source: Send {
     fn untouched(&self, pages: &mut PageSet, zero: &mut PageSet) {
         let _ = (pages, zero);
     }
-    /// Slows the vCPUs down: `percent` (0 to 99) of the time they stand still.
+    /// Slows the vCPUs down: `permille` (0 to 999) thousandths of the time they stand still.
     ///
     /// # Errors
     /// The machine's.
-    fn throttle(&mut self, percent: u8) -> Result<(), Fault>;
+    fn throttle(&mut self, permille: u16) -> Result<(), Fault>;
     /// Stops vCPUs, then the clock, and drains devices.
     ///
     /// # Errors

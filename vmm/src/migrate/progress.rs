@@ -60,8 +60,8 @@ pub struct Report {
     pub bytes: u64,
     /// Size of the state container.
     pub blob_bytes: u64,
-    /// Highest throttle of the vCPUs, in percent.
-    pub throttle_percent: u8,
+    /// Highest throttle of the vCPUs: percent of the time that they stood still.
+    pub throttle_percent: f64,
     /// Connections over which pages went; 0 where none did.
     #[serde(default)]
     pub connections: u8,
@@ -146,8 +146,8 @@ pub struct Snapshot {
     pub dirty_pages_per_s: f64,
     /// What a switch-over now would cost, in milliseconds.
     pub expected_downtime_ms: f64,
-    /// How much the vCPUs are slowed down.
-    pub throttle_percent: u8,
+    /// How much the vCPUs are slowed down: percent of the time that they stand still.
+    pub throttle_percent: f64,
     /// After the switch to postcopy: pages still missing at the destination.
     #[serde(default)]
     pub missing_pages: u64,

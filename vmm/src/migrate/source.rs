@@ -431,11 +431,11 @@ impl<S: Source> Precopy<S> {
                 let elapsed = c.progress.elapsed();
                 switch.change(&c.progress.take_changes());
                 let verdict = switch.judge(Round { number, pages, took: took.0, dirtied, elapsed });
-                c.report.throttle_percent = c.report.throttle_percent.max(switch.throttle);
+                c.report.throttle_percent = c.report.throttle_percent.max(switch.percent());
                 c.progress.update(|p| {
                     p.dirty_pages_per_s = dirtied as f64 / took.0.as_secs_f64().max(1e-9);
                     p.expected_downtime_ms = switch.expected.as_secs_f64() * 1e3;
-                    p.throttle_percent = switch.throttle;
+                    p.throttle_percent = switch.percent();
                 });
                 match verdict {
                     Verdict::Switch => break,

@@ -119,8 +119,8 @@ pub(super) struct Round {
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Verdict {
-    /// Another round, at this throttle.
-    Again { throttle: u8 },
+    /// Another round, at this throttle, in thousandths.
+    Again { throttle: u16 },
     /// Switch over.
     Switch,
     /// Switch over; the rest comes later.
@@ -137,8 +137,8 @@ const FEW_PAGES: u64 = 64;
 const PROMPT: Duration = Duration::from_millis(2);
 /// Rounds that may leave hardly less than they began with before the guest is stopped all the same: it may write in bursts.
 const TRIES: u32 = 4;
-/// The strongest throttle.
-const MAX_THROTTLE: u8 = 99;
+/// The strongest throttle, in thousandths: what still runs then writes few pages over the slowest link.
+const MAX_THROTTLE: u16 = 999;
 
 /// Decides after every round.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ pub(super) struct Switch {
     options: Options,
     /// Measured seconds a page, over the last rounds that were long enough to tell.
     page_s: Option<f64>,
-    pub(super) throttle: u8,
+    throttle: u16,
     pub(super) expected: Duration,
     tries: u32,
 }
@@ -154,6 +154,11 @@ pub(super) struct Switch {
 impl Switch {
     pub(super) fn new(options: Options) -> Self {
         Switch { options, page_s: None, throttle: 0, expected: Duration::ZERO, tries: 0 }
+    }
+
+    /// The throttle, in percent.
+    pub(super) fn percent(&self) -> f64 {
+        f64::from(self.throttle) / 10.0
     }
 
     /// Most time before `on_timeout`.
@@ -201,11 +206,12 @@ impl Switch {
         // Each round should leave at most half of what it began with.
         let allowed = round.pages / 2;
         if o.auto_converge && round.dirtied > allowed && round.number > 1 {
-            let runs = f64::from(100 - self.throttle);
-            let wanted = runs * allowed as f64 / round.dirtied as f64;
-            let target = (100.0 - wanted).clamp(0.0, MAX_THROTTLE.into()) as u8;
-            // At least a step of ten: measured rates lag behind.
-            self.throttle = target.max(self.throttle.saturating_add(10)).min(MAX_THROTTLE);
+            let runs = 1000 - self.throttle;
+            let wanted = f64::from(runs) * allowed as f64 / round.dirtied as f64;
+            let target = (1000.0 - wanted).clamp(0.0, MAX_THROTTLE.into()) as u16;
+            // At least a step of ten percent, and half of what still runs near the end: measured rates lag behind, and a guest
+            // that writes all its pages in each round shows no more than that.
+            self.throttle = target.max(self.throttle + (runs / 2).min(100)).min(MAX_THROTTLE);
         }
         Verdict::Again { throttle: self.throttle }
     }
@@ -216,13 +222,13 @@ mod tests {
     use super::*;
 
     /// A guest that dirties `rate` pages a second of at most `set` pages, over a link of `link` pages a second.
-    fn run(rate: f64, set: u64, link: f64, options: Options) -> (u32, u8, Result<Duration, &'static str>) {
+    fn run(rate: f64, set: u64, link: f64, options: Options) -> (u32, u16, Result<Duration, &'static str>) {
         let mut switch = Switch::new(options);
-        let (mut pages, mut elapsed, mut throttle) = (262_144u64, Duration::ZERO, 0u8);
+        let (mut pages, mut elapsed, mut throttle) = (262_144u64, Duration::ZERO, 0u16);
         for number in 1.. {
             let took = Duration::from_secs_f64(pages as f64 / link);
             elapsed += took;
-            let speed = rate * f64::from(100 - throttle) / 100.0;
+            let speed = rate * f64::from(1000 - throttle) / 1000.0;
             let dirtied = ((speed * took.as_secs_f64()) as u64).min(set);
             match switch.judge(Round { number, pages, took, dirtied, elapsed }) {
                 Verdict::Again { throttle: t } => (throttle, pages) = (t, dirtied),
@@ -241,7 +247,10 @@ mod tests {
     #[test]
     fn a_slow_writer_converges_without_throttle() {
         let (rounds, throttle, downtime) = run(50_000.0, 262_144, 250_000.0, Options::default());
-        assert!(rounds < 9 && throttle == 0 && downtime.unwrap() <= PROMPT, "{rounds} rounds, {throttle} %");
+        assert!(
+            rounds < 9 && throttle == 0 && downtime.unwrap() <= PROMPT,
+            "{rounds} rounds, {throttle} thousandths"
+        );
     }
 
     #[test]
@@ -266,9 +275,22 @@ mod tests {
     fn any_writer_converges_by_throttle() {
         for rate in [120_000.0, 250_000.0, 1e6, 1e7] {
             let (rounds, throttle, downtime) = run(rate, 262_144, 250_000.0, Options::default());
-            assert!(downtime.unwrap() <= Duration::from_millis(50), "{rate}: {rounds} rounds, {throttle} %");
-            assert!(rounds < 20, "{rate}: {rounds} rounds, {throttle} %");
+            assert!(
+                downtime.unwrap() <= Duration::from_millis(50),
+                "{rate}: {rounds} rounds, {throttle} thousandths"
+            );
+            assert!(rounds < 20, "{rate}: {rounds} rounds, {throttle} thousandths");
         }
+    }
+
+    /// A hundredth of its speed is still more than the link carries.
+    #[test]
+    fn a_fast_writer_converges_over_a_slow_link() {
+        let (rounds, throttle, downtime) = run(1e6, 6_144, 8_192.0, Options::default());
+        assert!(
+            downtime.unwrap() <= Duration::from_millis(50) && rounds < 25,
+            "{rounds} rounds, {throttle} thousandths"
+        );
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl MockSource {
 
     fn live(&mut self) {
         let throttle = self.world.throttle.load(Ordering::SeqCst);
-        for i in 0..self.pages_a_turn * (100 - throttle) / 100 {
+        for i in 0..self.pages_a_turn * (1000 - throttle) / 1000 {
             self.turn = self.turn.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407 + i);
             let pages: u64 = self.offer.regions.iter().map(|r| r.len / PAGE_SIZE).sum();
             let page = (self.turn >> 33) % pages;
@@ -160,8 +160,8 @@ impl Source for MockSource {
         shared.pieces = self.offer.regions.iter().map(|r| (*r, r.gpa)).collect();
         Ok(shared)
     }
-    fn throttle(&mut self, percent: u8) -> Result<(), Fault> {
-        self.world.throttle.store(percent.into(), Ordering::SeqCst);
+    fn throttle(&mut self, permille: u16) -> Result<(), Fault> {
+        self.world.throttle.store(permille.into(), Ordering::SeqCst);
         Ok(())
     }
     fn pause(&mut self) -> Result<(), Fault> {
@@ -798,7 +798,7 @@ fn a_guest_that_writes_too_fast_is_throttled_or_given_up() {
     case.options.max_rounds = 8;
     let e = migrate(case);
     check("throttled", &e);
-    assert!(matches!(&e.source, Some(Outcome::Moved((), r)) if r.throttle_percent > 0));
+    assert!(matches!(&e.source, Some(Outcome::Moved((), r)) if r.throttle_percent > 0.0));
 
     let mut case = Case { pages_a_turn: 3000, ..Case::default() };
     case.options.auto_converge = false;
