@@ -17,8 +17,16 @@ pub type DirtyPages = Vec<u64>;
 struct Inner {
     filled_on_touch: AtomicBool,
     logging: AtomicBool,
-    words: Vec<AtomicU64>,
+    pages: u64,
+    /// The dirty bits, from when they are first kept on: until then a machine with much memory starts without them.
+    words: OnceLock<Box<[AtomicU64]>>,
     observer: OnceLock<(u64, Arc<dyn WriteObserver>)>,
+}
+
+impl Inner {
+    fn words(&self) -> &[AtomicU64] {
+        self.words.get().map_or(&[], |words| words)
+    }
 }
 
 /// The bitmap that `vm-memory` marks: one a region, shared by all its clones and slices.
@@ -48,14 +56,15 @@ impl WriteTracker {
     /// Starts or stops keeping dirty bits; starting clears them.
     pub fn set_logging(&self, on: bool) {
         if on {
-            self.inner.words.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+            let words = || (0..self.inner.pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+            self.inner.words.get_or_init(words).iter().for_each(|w| w.store(0, Ordering::Relaxed));
         }
         self.inner.logging.store(on, Ordering::SeqCst);
     }
 
     /// ORs the dirty bits into `pages` (as long as the region's pages divided by 64, rounded up) and clears them.
     pub fn take(&self, pages: &mut [u64]) {
-        for (word, out) in self.inner.words.iter().zip(pages) {
+        for (word, out) in self.inner.words().iter().zip(pages) {
             *out |= word.swap(0, Ordering::AcqRel);
         }
     }
@@ -63,7 +72,7 @@ impl WriteTracker {
 
 impl std::fmt::Debug for WriteTracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WriteTracker").field("words", &self.inner.words.len()).finish_non_exhaustive()
+        f.debug_struct("WriteTracker").field("pages", &self.inner.pages).finish_non_exhaustive()
     }
 }
 
@@ -79,11 +88,11 @@ impl BitmapSlice for WriteTracker {}
 impl NewBitmap for WriteTracker {
     fn with_len(len: usize) -> Self {
         let pages = (len as u64).div_ceil(PAGE_SIZE);
-        let words = (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let inner = Inner {
             filled_on_touch: AtomicBool::new(false),
             logging: AtomicBool::new(false),
-            words,
+            pages,
+            words: OnceLock::new(),
             observer: OnceLock::new(),
         };
         WriteTracker { inner: Arc::new(inner), base: 0 }
@@ -100,9 +109,10 @@ impl Bitmap for WriteTracker {
             return;
         }
         let start = (self.base + offset) as u64;
-        if self.inner.logging.load(Ordering::Relaxed) {
+        // Whoever sees that they are kept sees the bits too.
+        if self.inner.logging.load(Ordering::Acquire) {
             for page in start / PAGE_SIZE..=(start + len as u64 - 1) / PAGE_SIZE {
-                if let Some(word) = self.inner.words.get((page / 64) as usize) {
+                if let Some(word) = self.inner.words().get((page / 64) as usize) {
                     word.fetch_or(1 << (page % 64), Ordering::Release);
                 }
             }
@@ -115,7 +125,7 @@ impl Bitmap for WriteTracker {
     fn dirty_at(&self, offset: usize) -> bool {
         let page = (self.base + offset) as u64 / PAGE_SIZE;
         self.inner
-            .words
+            .words()
             .get((page / 64) as usize)
             .is_some_and(|w| w.load(Ordering::Acquire) & (1 << (page % 64)) != 0)
     }

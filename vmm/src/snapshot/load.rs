@@ -40,7 +40,8 @@ impl Loaded {
 /// It is no state, damaged, or not a snapshot's.
 pub fn read_state(path: &Path) -> Result<Loaded, SnapshotError> {
     let file = File::open(path).map_err(at(path, "open"))?;
-    let mut bytes = Vec::new();
+    let len = file.metadata().map_err(at(path, "read"))?.len().min(MAX_CONTAINER as u64);
+    let mut bytes = Vec::with_capacity(len as usize + 1);
     file.take(MAX_CONTAINER as u64 + 1).read_to_end(&mut bytes).map_err(at(path, "read"))?;
     let container = |source| SnapshotError::Container { path: path.to_owned(), source };
     let (header, mut sections) = state::read(&bytes).map_err(container)?;
