@@ -19,7 +19,7 @@ pub use missing::{Missing, missing_is_possible};
 pub use pages::{MAX_REGIONS, PageSet, Region, Run, regions_are_sound};
 pub use shared::{Deed, SharedRam};
 pub use touched::untouched;
-pub use tracker::{DirtyPages, WriteObserver, WriteTracker};
+pub use tracker::{DirtyPages, TrackedSlice, WriteObserver, WriteTracker};
 pub use uffd::FaultHandle;
 
 /// The guest's address space. Cheap to clone (`Arc` inside).

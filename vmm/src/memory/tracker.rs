@@ -29,15 +29,21 @@ impl Inner {
     }
 }
 
-/// The bitmap that `vm-memory` marks: one a region, shared by all its clones and slices.
+/// The bitmap that `vm-memory` marks: one a region, shared by all its clones.
 #[derive(Clone)]
 pub struct WriteTracker {
     inner: Arc<Inner>,
-    /// Offset in the region at which this slice begins.
+}
+
+/// One, or part of one, in use. Made for every access, so it counts no references.
+#[derive(Clone, Copy)]
+pub struct TrackedSlice<'a> {
+    inner: &'a Inner,
+    /// Offset in the region at which it begins.
     base: usize,
 }
 
-impl WriteTracker {
+impl TrackedSlice<'_> {
     /// Names the region's guest-physical start and who is to be told of writes. Once a region; later calls are ignored.
     pub fn observe(&self, gpa: u64, observer: Arc<dyn WriteObserver>) {
         let _ = self.inner.observer.set((gpa, observer));
@@ -83,7 +89,11 @@ impl Default for WriteTracker {
     }
 }
 
-impl BitmapSlice for WriteTracker {}
+impl std::fmt::Debug for TrackedSlice<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrackedSlice").field("base", &self.base).finish_non_exhaustive()
+    }
+}
 
 impl NewBitmap for WriteTracker {
     fn with_len(len: usize) -> Self {
@@ -95,15 +105,35 @@ impl NewBitmap for WriteTracker {
             words: OnceLock::new(),
             observer: OnceLock::new(),
         };
-        WriteTracker { inner: Arc::new(inner), base: 0 }
+        WriteTracker { inner: Arc::new(inner) }
     }
 }
 
-impl WithBitmapSlice<'_> for WriteTracker {
-    type S = WriteTracker;
+impl<'a> WithBitmapSlice<'a> for WriteTracker {
+    type S = TrackedSlice<'a>;
 }
 
+impl<'a> WithBitmapSlice<'_> for TrackedSlice<'a> {
+    type S = TrackedSlice<'a>;
+}
+
+impl BitmapSlice for TrackedSlice<'_> {}
+
 impl Bitmap for WriteTracker {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        self.slice_at(0).mark_dirty(offset, len);
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.slice_at(0).dirty_at(offset)
+    }
+
+    fn slice_at(&self, offset: usize) -> TrackedSlice<'_> {
+        TrackedSlice { inner: &self.inner, base: offset }
+    }
+}
+
+impl<'a> Bitmap for TrackedSlice<'a> {
     fn mark_dirty(&self, offset: usize, len: usize) {
         if len == 0 {
             return;
@@ -124,14 +154,12 @@ impl Bitmap for WriteTracker {
 
     fn dirty_at(&self, offset: usize) -> bool {
         let page = (self.base + offset) as u64 / PAGE_SIZE;
-        self.inner
-            .words()
-            .get((page / 64) as usize)
-            .is_some_and(|w| w.load(Ordering::Acquire) & (1 << (page % 64)) != 0)
+        let word = self.inner.words().get((page / 64) as usize);
+        word.is_some_and(|w| w.load(Ordering::Acquire) & (1 << (page % 64)) != 0)
     }
 
-    fn slice_at(&self, offset: usize) -> WriteTracker {
-        WriteTracker { inner: Arc::clone(&self.inner), base: self.base + offset }
+    fn slice_at(&self, offset: usize) -> TrackedSlice<'a> {
+        TrackedSlice { inner: self.inner, base: self.base + offset }
     }
 }
 
@@ -150,7 +178,8 @@ mod tests {
 
     #[test]
     fn writes_are_logged_once_and_observed() {
-        let t = WriteTracker::with_len(1 << 20);
+        let all = WriteTracker::with_len(1 << 20);
+        let t = all.slice_at(0);
         let seen = Arc::new(Seen::default());
         t.observe(0x10_0000, seen.clone());
         t.mark_dirty(0, 1);

@@ -22,6 +22,18 @@ fn with_vectors(
     device_writes: bool,
     call: impl FnOnce(&[libc::iovec]) -> libc::ssize_t,
 ) -> io::Result<usize> {
+    let mut pieces = segments.range(offset, len.min(MAX_IO));
+    if let (Some((addr, piece)), None) = (pieces.next(), pieces.next())
+        && let Some(slice) = mem.slice(addr, piece)
+    {
+        // Nearly always: without the lists that follow.
+        let guard = slice.ptr_guard_mut();
+        let done = check(call(&[libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }]));
+        if device_writes {
+            slice.bitmap().mark_dirty(0, *done.as_ref().unwrap_or(&0));
+        }
+        return done;
+    }
     let access = if device_writes { Permissions::Write } else { Permissions::Read };
     let mut slices = Vec::with_capacity(16);
     for (addr, piece) in segments.range(offset, len.min(MAX_IO)) {

@@ -1,7 +1,7 @@
 //! A driver for tests and fuzzing: sets a device up through its registers and builds chains in guest memory.
 
 use super::transport::{DeviceSide, Interrupt, Mmio, Worker, reg, status};
-use super::{Ram, VirtioDevice, feature};
+use super::{VirtioDevice, feature};
 use crate::board::bus::BusDevice;
 use crate::board::clock::Clock;
 use crate::board::irq::{IrqLine, IrqSink};
@@ -76,7 +76,9 @@ pub struct Driver<D: VirtioDevice> {
 
 /// New guest memory.
 pub fn ram() -> GuestRam {
-    Arc::new(Ram::from_ranges(&[(GuestAddress(0), RAM as usize)]).expect("test memory"))
+    Arc::new(
+        vm_memory::GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM as usize)]).expect("test memory"),
+    )
 }
 
 fn table(queue: usize) -> u64 {

@@ -28,6 +28,7 @@ mod malformed;
 pub mod mock;
 pub mod net;
 mod queue;
+mod ram;
 pub mod ratelimit;
 pub mod rng;
 pub mod slots;
@@ -38,9 +39,7 @@ pub mod vsock;
 
 pub use device::{Context, DeviceFd, Progress, RestoreError, VirtioDevice};
 pub use queue::{Chain, QueueError, Segments, Served, VirtQueue};
-
-/// Guest memory as devices see it.
-pub type Ram = vm_memory::GuestMemoryMmap<crate::memory::WriteTracker>;
+pub use ram::Ram;
 
 /// Feature bits that belong to the transport and the queues, not to a device (virtio 1.2, 6).
 pub mod feature {

@@ -46,7 +46,7 @@ mod bits {
 /// Bytes of `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
 /// Where `num_buffers` is in it.
-const NUM_BUFFERS: u64 = 10;
+const NUM_BUFFERS: usize = 10;
 /// Largest frame: 64 KiB of offloaded segment with its Ethernet and VLAN headers.
 const MAX_FRAME: usize = 65_535 + 22;
 /// Largest packet with its header.
@@ -226,6 +226,8 @@ pub struct Net {
     mergeable: bool,
     announcer: Announcer,
     chains: Vec<Chain>,
+    /// Packets and their bytes that are not counted yet.
+    received: (u64, u64),
     refill: OneShot,
     /// Waits in a row in which no buffer came.
     waits: u8,
@@ -278,6 +280,7 @@ impl Net {
             announcer: Announcer::new()
                 .map_err(|source| NetError::Limiter { id: config.iface_id.clone(), source })?,
             chains: Vec::new(),
+            received: (0, 0),
             refill: OneShot::new()
                 .map_err(|source| NetError::Limiter { id: config.iface_id.clone(), source })?,
             waits: 0,
@@ -331,17 +334,10 @@ impl Net {
         self.incoming.len > 0
     }
 
-    fn note_received(&mut self) {
-        self.stats.count("rx_packets_count");
-        self.stats.count("rx_count");
-        self.stats.add("rx_bytes_count", (self.incoming.len - HEADER) as u64);
-    }
-
     /// Puts the waiting packet into buffers of the guest; false if there are too few.
     fn deliver(&mut self, q: &mut VirtQueue, mem: &Ram) -> Result<bool, QueueError> {
-        let packet = &self.incoming.bytes[..self.incoming.len];
         let mut room = 0;
-        while room < packet.len() as u64 {
+        while room < self.incoming.len as u64 {
             let chain = match q.pop(mem)? {
                 Some(chain) if self.mergeable || self.chains.is_empty() => chain,
                 other => {
@@ -360,20 +356,20 @@ impl Net {
             room += chain.writable.len();
             self.chains.push(chain);
         }
+        let count = self.chains.len() as u16;
+        self.incoming.bytes[NUM_BUFFERS..NUM_BUFFERS + 2].copy_from_slice(&count.to_le_bytes());
+        let packet = &self.incoming.bytes[..self.incoming.len];
         let mut done = 0;
-        for (i, chain) in self.chains.iter().enumerate() {
+        for chain in &self.chains {
             let len = chain.writable.write(mem, 0, &packet[done..])?;
-            if i == 0 {
-                let count = self.chains.len() as u16;
-                chain.writable.write(mem, NUM_BUFFERS, &count.to_le_bytes())?;
-            }
-            q.push_used(mem, chain.head(), len as u32)?;
+            q.hold_used(mem, chain.head(), len as u32)?;
             done += len;
         }
         if let Some(chain) = self.chains.drain(..).next() {
             q.recycle(chain);
         }
-        self.note_received();
+        self.received.0 += 1;
+        self.received.1 += (self.incoming.len - HEADER) as u64;
         self.incoming.len = 0;
         Ok(true)
     }
@@ -413,16 +409,20 @@ impl Net {
             break;
         }
         q.signal(cx.mem, cx.interrupt)?;
+        let (packets, bytes) = std::mem::take(&mut self.received);
+        self.stats.add("rx_packets_count", packets);
+        self.stats.add("rx_count", packets);
+        self.stats.add("rx_bytes_count", bytes);
         Ok(progress)
     }
 
     fn transmit(&mut self, cx: &mut Context<'_>) -> Result<Progress, QueueError> {
         let Net { link, detour, tx_limiter, seen, stats, .. } = self;
         let (mem, now_ns) = (cx.mem, cx.now_ns);
-        let mut detoured = false;
+        let (mut detoured, mut packets, mut bytes) = (false, 0, 0);
         // The rest of a frame goes out whether or not another follows.
         link.ready();
-        let progress = cx.queues[TX].serve(mem, cx.interrupt, BUDGET, |chain| {
+        let progress = cx.queues[TX].serve_quickly(mem, cx.interrupt, BUDGET, |chain| {
             let packet = &chain.readable;
             let len = packet.len();
             if len <= (HEADER + 14) as u64 || len > MAX_PACKET as u64 {
@@ -436,9 +436,8 @@ impl Net {
                 stats.count("tx_rate_limiter_throttled");
                 return Ok(Served::Later);
             }
-            stats.count("tx_packets_count");
-            stats.count("tx_count");
-            stats.add("tx_bytes_count", len - HEADER as u64);
+            packets += 1;
+            bytes += len - HEADER as u64;
             let mut head = [0; 64];
             let n = packet.read(mem, HEADER as u64, &mut head)?;
             *seen = head[6..].first_chunk().copied();
@@ -452,7 +451,11 @@ impl Net {
                 _ => link.send(mem, packet)?,
             }
             Ok(Served::Used(0))
-        })?;
+        });
+        stats.add("tx_packets_count", packets);
+        stats.add("tx_count", packets);
+        stats.add("tx_bytes_count", bytes);
+        let progress = progress?;
         if detoured && self.receive(cx)? == Progress::More {
             return Ok(Progress::More);
         }

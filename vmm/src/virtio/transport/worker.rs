@@ -3,6 +3,7 @@
 use super::Interrupt;
 use crate::board::clock::Clock;
 use crate::memory::GuestRam;
+use crate::virtio::Ram;
 use crate::virtio::device::{Context, Progress, RestoreError, VirtioDevice};
 use crate::virtio::queue::{QueueError, VirtQueue};
 use crate::virtio::stats::Counted;
@@ -74,7 +75,7 @@ pub trait DeviceSide: MutEventSubscriber + Send {
 /// A device, its queues and what it may touch.
 pub struct Worker<D> {
     device: D,
-    mem: GuestRam,
+    mem: Ram,
     interrupt: Arc<Interrupt>,
     doorbells: Arc<[EventFd]>,
     clock: Arc<dyn Clock>,
@@ -95,7 +96,7 @@ impl<D: VirtioDevice> Worker<D> {
     ) -> Self {
         Worker {
             device,
-            mem,
+            mem: mem.into(),
             interrupt,
             doorbells,
             clock,
@@ -208,7 +209,7 @@ impl<D: VirtioDevice> DeviceSide for Worker<D> {
                 q.set_next_used(setup.next_used);
                 q.set_ready(true);
                 // virtio-queue takes an available ring at address 0 for one that is not set up.
-                if !set || setup.avail == 0 || !q.is_valid(&*self.mem) {
+                if !set || setup.avail == 0 || !q.is_valid(&self.mem) {
                     return false;
                 }
             }
