@@ -102,10 +102,12 @@ impl Timers {
         Ok(Timers { devices, clock, waker, timer: Alarm::new()?, running: false })
     }
 
-    /// Lets them run, or holds them. The clock is started before and stopped after.
-    pub fn set_running(&mut self, running: bool) {
+    /// Lets them run, or holds them. The clock is started before and stopped after. Who is returned has the deadlines looked
+    /// at, once the lock on these timers is given up, for which its thread would wait.
+    #[must_use]
+    pub fn set_running(&mut self, running: bool) -> Waker {
         self.running = running;
-        self.waker.wake();
+        self.waker.clone()
     }
 
     /// The waker's or the timer's descriptor has something to say, or had when its turn was settled.
@@ -181,7 +183,7 @@ mod tests {
         let device = Arc::new(Mutex::new(Once(None)));
         let mut timers = Timers::new(vec![device.clone()], clock, Waker::new().unwrap()).unwrap();
         let (timer, waker) = (timers.timer.as_raw_fd(), timers.waker.0.as_raw_fd());
-        timers.set_running(true);
+        timers.set_running(true).wake();
         device.lock().unwrap().0 = Some(1);
         timers.told(waker);
         assert_eq!(device.lock().unwrap().0, None, "its time has come");

@@ -53,6 +53,8 @@ impl Gate {
         let mut w = self.lock();
         w.run = run;
         self.open.store(run, Ordering::SeqCst);
+        // Who is woken wants the lock.
+        drop(w);
         self.changed.notify_all();
     }
 

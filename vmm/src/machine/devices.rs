@@ -171,15 +171,19 @@ impl Devices {
     /// Everything still, nothing in flight.
     pub(super) fn pause(&self) -> Result<(), Busy> {
         self.slots.pause()?;
-        lock(&self.timers).set_running(false);
+        let timers = lock(&self.timers).set_running(false);
+        timers.wake();
         lock(&self.serial).settle();
         Ok(())
     }
 
-    pub(super) fn resume(&self) {
-        lock(&self.timers).set_running(true);
+    /// Goes on. Who is returned sets the timers, once the vCPUs run.
+    #[must_use]
+    pub(super) fn resume(&self) -> Waker {
+        let timers = lock(&self.timers).set_running(true);
         self.slots.resume();
         lock(&self.serial).flush();
+        timers
     }
 }
 

@@ -223,8 +223,10 @@ impl Machine {
         }
         self.vm.start_clock(advance_ns)?;
         self.clock.start(advance_ns);
-        self.devices.resume();
+        let timers = self.devices.resume();
         self.cpus.resume();
+        // Last: the device thread would take a processor that a vCPU wants, at a start.
+        timers.wake();
         self.state = RunState::Running;
         Ok(())
     }
