@@ -1,10 +1,12 @@
-//! `docs/DEPENDENCIES.md` names every direct dependency, who uses it and why; and the lock file holds only crates from
-//! the registry.
+//! `docs/DEPENDENCIES.md` names every direct dependency, who uses it and why, and what these bring along; the lock file holds only
+//! crates from the registry, under licences that are allowed, none twice without a reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use serde_json::Value;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -67,6 +69,164 @@ fn every_locked_crate_has_a_hash() {
         assert!(!package.contains("source = \"git+"), "a crate from git: {package}");
         assert_eq!(from_registry, package.contains("checksum = "), "{package}");
     }
+}
+
+/// What cargo knows of this host's crates, without asking anybody.
+fn metadata() -> Value {
+    let out = Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--locked", "--format-version", "1", "--filter-platform"])
+        .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// Licences under which Godwit may be given away as it is.
+const ALLOWED: [&str; 10] = [
+    "0BSD",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "MIT",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// Whether one of the alternatives of a licence expression is allowed in all its parts.
+fn allowed(expression: &str) -> bool {
+    let expression = expression.trim();
+    // The operators outside of brackets, the loosest first; `/` is an old way to write OR.
+    for (operator, all) in [(" OR ", false), ("/", false), (" AND ", true)] {
+        let mut depth = 0;
+        let mut parts = vec![0];
+        for (at, c) in expression.char_indices() {
+            depth += i32::from(c == '(') - i32::from(c == ')');
+            if depth == 0 && expression[at..].starts_with(operator) {
+                parts.push(at);
+            }
+        }
+        if parts.len() > 1 {
+            parts.push(expression.len());
+            let mut parts = parts.windows(2).map(|w| expression[w[0]..w[1]].trim_start_matches(operator));
+            return if all { parts.all(allowed) } else { parts.any(allowed) };
+        }
+    }
+    match expression.strip_prefix('(').and_then(|e| e.strip_suffix(')')) {
+        Some(inside) => allowed(inside),
+        None => ALLOWED.contains(&expression),
+    }
+}
+
+#[test]
+fn every_licence_is_allowed() {
+    for good in ["MIT", "GPL-2.0 OR MIT", "MIT/Apache-2.0", "(MIT OR GPL-3.0) AND ISC", "(MIT)"] {
+        assert!(allowed(good), "{good}");
+    }
+    for bad in ["", "GPL-2.0", "MIT AND GPL-2.0", "(GPL-2.0 OR MPL-2.0) AND MIT", "MITx"] {
+        assert!(!allowed(bad), "{bad}");
+    }
+    let metadata = metadata();
+    let foreign = list(&metadata["packages"]).iter().filter(|p| !p["source"].is_null());
+    let mut seen = 0;
+    for package in foreign {
+        seen += 1;
+        let licence = text(&package["license"]);
+        assert!(allowed(licence), "{} {}: {licence:?}", package["name"], package["version"]);
+    }
+    assert!(seen > 50, "{seen} crates");
+}
+
+/// The programs and plugins that people run.
+const SHIPPED: [&str; 4] = ["godwit-vmm", "godwit-jailer", "godwit-plugin-kvm", "godwit-plugin-interp"];
+
+/// What is built into them besides what the manifests name: name and version, and the direct dependencies that bring it.
+fn brought_along(metadata: &Value) -> BTreeMap<String, BTreeSet<String>> {
+    let package = |id: &Value| list(&metadata["packages"]).iter().find(|p| p["id"] == *id).unwrap();
+    let name = |id: &Value| text(&package(id)["name"]).to_owned();
+    let normal = |id: &Value| -> Vec<Value> {
+        let node = list(&metadata["resolve"]["nodes"]).iter().find(|n| n["id"] == *id).unwrap();
+        let is_normal = |d: &&Value| list(&d["dep_kinds"]).iter().any(|k| k["kind"].is_null());
+        list(&node["deps"]).iter().filter(is_normal).map(|d| d["pkg"].clone()).collect()
+    };
+    let ours = |id: &Value| package(id)["source"].is_null();
+    let mut own: Vec<Value> = list(&metadata["workspace_members"]).to_vec();
+    own.retain(|id| SHIPPED.contains(&name(id).as_str()));
+    let mut direct = Vec::new();
+    let mut at = 0;
+    while at < own.len() {
+        for dep in normal(&own[at].clone()) {
+            let to = if ours(&dep) { &mut own } else { &mut direct };
+            if !to.contains(&dep) {
+                to.push(dep);
+            }
+        }
+        at += 1;
+    }
+    let mut brought: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for first in &direct {
+        let mut reached = vec![first.clone()];
+        let mut at = 0;
+        while at < reached.len() {
+            for dep in normal(&reached[at].clone()) {
+                if !reached.contains(&dep) {
+                    reached.push(dep);
+                }
+            }
+            at += 1;
+        }
+        for id in reached.iter().filter(|id| !direct.contains(id)) {
+            let what = format!("{} {}", name(id), text(&package(id)["version"]));
+            brought.entry(what).or_default().insert(name(first));
+        }
+    }
+    brought
+}
+
+#[test]
+fn what_is_brought_along_is_listed() {
+    if std::env::consts::ARCH != "x86_64" {
+        return eprintln!("SKIPPED what_is_brought_along_is_listed: the page is of x86-64 hosts");
+    }
+    let mut table = String::from("| crate | brought by |\n|---|---|\n");
+    for (what, by) in brought_along(&metadata()) {
+        let by: Vec<String> = by.iter().map(|b| format!("`{b}`")).collect();
+        table.push_str(&format!("| {what} | {} |\n", by.join(", ")));
+    }
+    let page = fs::read_to_string(root().join("docs/DEPENDENCIES.md")).unwrap();
+    assert!(page.contains(&table), "the table of docs/DEPENDENCIES.md should be:\n{table}");
+}
+
+/// Crates of which more than one version is locked, and why that is borne.
+const TWICE: [(&str, &str); 4] = [
+    ("bitflags", "rust-vmm's crates and smoltcp have not gone on to the second"),
+    ("embedded-io", "locked for features of postcard that nothing uses: not built"),
+    ("getrandom", "ring has an older one, proptest in tests a newer one"),
+    ("syn", "only builds: derives of landlock's flags have an older one"),
+];
+
+#[test]
+fn no_crate_is_there_twice_without_a_reason() {
+    let metadata = metadata();
+    let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for package in list(&metadata["packages"]) {
+        versions.entry(text(&package["name"])).or_default().insert(text(&package["version"]));
+    }
+    let twice: BTreeSet<&str> = versions.iter().filter(|(_, v)| v.len() > 1).map(|(n, _)| *n).collect();
+    let known: BTreeSet<&str> = TWICE.iter().map(|(name, _)| *name).collect();
+    assert_eq!(twice, known);
 }
 
 /// Known vulnerabilities, where cargo-audit and its database can be had.
