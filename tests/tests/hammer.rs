@@ -250,3 +250,53 @@ fn a_guest_that_floods_a_queue_starves_nobody() {
 fn a_guest_that_breaks_its_device_again_and_again_starves_nobody() {
     hammered("a_guest_that_breaks_its_device_again_and_again_starves_nobody", misuse);
 }
+
+#[test]
+fn a_serial_port_with_a_limit_fills_no_file() {
+    let test = "a_serial_port_with_a_limit_fills_no_file";
+    for backend in ["kvm", "interp"] {
+        let godwit = match Plugin::usable(backend).and_then(|_| program("godwit")) {
+            Ok(godwit) => godwit,
+            Err(why) => {
+                println!("SKIPPED {test} on {backend}: {why}");
+                continue;
+            }
+        };
+        let scratch = Scratch::new(&format!("{test}-{backend}"));
+        std::fs::write(scratch.path("hammer.elf"), image(serial().unwrap())).unwrap();
+        let [kernel, out, metrics, api, config] =
+            ["hammer.elf", "out", "metrics", "api.sock", "vm.json"].map(|n| scratch.path(n));
+        // Nothing comes back while this runs.
+        let limit = json!({"size": 1000, "one_time_burst": 24, "refill_time": 360_000_000});
+        let spec = json!({"boot-source": {"kernel_image_path": kernel}, "metrics": {"metrics_path": metrics},
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": 32, "cpu_model": "x86-64"},
+            "serial": {"serial_out_path": out, "rate_limiter": limit}});
+        std::fs::write(&config, spec.to_string()).unwrap();
+        let args = ["--backend", backend, "--config-file", config.to_str().unwrap(), "--api-sock"];
+        let args = args.iter().copied().chain([api.to_str().unwrap()]).collect::<Vec<_>>();
+        let vm = Process::start(&godwit, &args, "");
+        let end = Instant::now() + PATIENCE;
+        let dropped = || {
+            let text = std::fs::read_to_string(&metrics).unwrap_or_default();
+            let lines = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+            lines.filter_map(|l| l["uart"]["rate_limiter_dropped_bytes"].as_u64()).sum::<u64>()
+        };
+        while dropped() == 0 {
+            assert!(Instant::now() < end, "{test} on {backend}: {}", vm.err());
+            let _ = ask(&api, "PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let size = || std::fs::metadata(&out).unwrap().len();
+        // What is gathered may still be on its way.
+        while size() < 1024 {
+            assert!(Instant::now() < end, "{test} on {backend}: {} bytes", size());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let before = dropped();
+        while dropped() < before + 1000 {
+            assert!(Instant::now() < end, "{test} on {backend}: {}", vm.err());
+            let _ = ask(&api, "PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#);
+        }
+        assert_eq!(size(), 1024, "{test} on {backend}");
+    }
+}

@@ -206,11 +206,18 @@ fn migrate(api: &Path, to: &str) {
     );
 }
 
-/// Where a receiver waits, by its own word.
+/// Where a receiver waits, by its own word, which comes in pieces.
 fn waits_on(process: &Process) -> String {
-    process.wait_err("waiting for a guest on");
-    let err = process.err();
-    err.split("waiting for a guest on ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let err = process.err();
+        let line = err.split("waiting for a guest on ").nth(1).and_then(|rest| rest.split_once('\n'));
+        if let Some((place, _)) = line {
+            return place.split_whitespace().next().unwrap().to_owned();
+        }
+        assert!(Instant::now() < end, "it does not wait for a guest: {err}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Outside, into a jail, into another one, and out again.

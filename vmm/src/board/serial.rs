@@ -89,6 +89,11 @@ pub trait Output: Send {
     fn give_back(&mut self) -> Vec<u8> {
         Vec::new()
     }
+
+    /// Bytes that it took and left out, because they were more than its limit.
+    fn dropped(&self) -> u64 {
+        0
+    }
 }
 
 /// Output that goes nowhere.
@@ -129,12 +134,14 @@ pub struct SerialCounts {
     pub written: u64,
     /// Of these, what nobody took in time.
     pub lost: u64,
+    /// Of these, what was more than the output's limit.
+    pub dropped: u64,
 }
 
 impl Serial {
     /// What has gone through it.
     pub fn counts(&self) -> SerialCounts {
-        self.counts
+        SerialCounts { dropped: self.output.dropped(), ..self.counts }
     }
 
     /// A port with nothing in it.

@@ -249,8 +249,9 @@ mod tests {
         assert_eq!(file.metrics.unwrap().metrics_path, Path::new("m"));
         assert_eq!(file.serial.unwrap().serial_out_path.as_deref(), Some(Path::new("s")));
         assert_eq!(file.logger.unwrap().log_path.as_deref(), Some(Path::new("l")));
-        let e = error(r#"{"boot-source": {"kernel_image_path": "k"}, "serial": {"rate_limiter": {}}}"#);
-        assert!(e.contains("rate_limiter"), "{e}");
+        let e =
+            error(r#"{"boot-source": {"kernel_image_path": "k"}, "serial": {"rate_limiter": {"size": 1}}}"#);
+        assert!(e.contains("refill_time"), "{e}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `PUT /logger`, `PUT /metrics` and `PUT /serial`.
 
+use crate::virtio::ratelimit::TokenBucketConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -56,10 +57,6 @@ pub struct MetricsConfig {
     pub metrics_path: PathBuf,
 }
 
-super::refused! {
-    no_limiter: "rate_limiter", "the serial port's output is not limited";
-}
-
 /// Where the serial port's output goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,7 +64,7 @@ pub struct SerialConfig {
     /// File or FIFO; absent: standard output.
     #[serde(default)]
     pub serial_out_path: Option<PathBuf>,
-    /// Refused by name.
-    #[serde(default, deserialize_with = "no_limiter")]
-    pub rate_limiter: (),
+    /// Bytes beyond it are left out; absent: no limit.
+    #[serde(default)]
+    pub rate_limiter: Option<TokenBucketConfig>,
 }

@@ -31,11 +31,12 @@ pub use migration::{MigrationRequest, Migrations};
 pub use snapshot::SnapshotDevicesV1;
 
 use crate::config::{BootSourceConfig, LoggerConfig, MachineSpec, MetricsConfig, SerialConfig, SnapshotType};
-use crate::machine::{BootSource, Console, Event, HostOutput, Machine, Spec};
+use crate::machine::{BootSource, Console, Event, HostOutput, Limited, Machine, Spec};
 use crate::memory::ram::Backing;
 use crate::mmds::Service;
 use crate::plugin::Plugin;
 use crate::sandbox::{self, Entering};
+use crate::virtio::ratelimit::TokenBucketConfig;
 use crate::virtio::slots::DevicesConfig;
 use crate::virtio::stats::Counted;
 use handle::Message;
@@ -82,6 +83,7 @@ pub struct Control {
     config: MachineSpec,
     consoles: Box<dyn FnMut() -> Console + Send>,
     serial_out: Option<File>,
+    serial_limit: Option<TokenBucketConfig>,
     set_log: LogSetter,
     metrics: Option<Metrics>,
     metadata: Service,
@@ -123,6 +125,7 @@ impl Control {
             config,
             consoles: Box::new(consoles),
             serial_out: None,
+            serial_limit: None,
             set_log: Box::new(|_| Err("the log cannot be changed here".into())),
             metrics: None,
             latencies_us: BTreeMap::new(),
@@ -186,10 +189,13 @@ impl Control {
         if let Some(file) = self.serial_out.as_ref().and_then(|f| f.try_clone().ok()) {
             console.output = Box::new(HostOutput::new(file));
         }
+        if let Some(limit) = &self.serial_limit {
+            console.output = Limited::over(console.output, limit);
+        }
         console
     }
 
-    /// Sends the serial port's output elsewhere.
+    /// Sends the serial port's output elsewhere, and limits it.
     ///
     /// # Errors
     /// The file does not open.
@@ -199,6 +205,7 @@ impl Control {
                 .map_err(|e| Denied::Failed(format!("serial_out_path: {}: {e}", path.display())))
         };
         self.serial_out = config.serial_out_path.as_ref().map(open).transpose()?;
+        self.serial_limit = config.rate_limiter;
         Ok(())
     }
 

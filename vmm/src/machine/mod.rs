@@ -19,6 +19,7 @@ mod devices;
 mod dirty;
 mod error;
 mod kinds;
+mod limited;
 mod output;
 mod sections;
 mod wiring;
@@ -27,6 +28,7 @@ pub use crate::board::boot::BootSource;
 pub use console::Console;
 pub use error::MachineError;
 pub use kinds::{Kind, board_kinds, device_kinds};
+pub use limited::Limited;
 pub use output::HostOutput;
 
 use crate::board::boot;
@@ -304,6 +306,7 @@ impl Machine {
             ("read_count", serial.read),
             ("write_count", serial.written),
             ("missed_write_count", serial.lost),
+            ("rate_limiter_dropped_bytes", serial.dropped),
         ];
         let mut all = self.devices.slots().counted();
         all.push(Counted { group: "uart".into(), kind: "", counts });

@@ -89,6 +89,26 @@ impl Bucket {
     }
 }
 
+/// A bucket for what is left out rather than made to wait.
+#[derive(Debug)]
+pub struct Allowance(Bucket);
+
+impl Allowance {
+    /// A full one; none where the configuration does not limit.
+    pub fn new(config: &TokenBucketConfig) -> Option<Self> {
+        Bucket::new(config).map(Allowance)
+    }
+
+    /// How many of `wanted` tokens there are at `now_ns`: they are spent.
+    pub fn spend(&mut self, wanted: u64, now_ns: u64) -> u64 {
+        self.0.fill(now_ns);
+        let there = u64::try_from(self.0.tokens).unwrap_or(0).saturating_add(self.0.burst);
+        let spent = wanted.min(there);
+        self.0.take(spent);
+        spent
+    }
+}
+
 /// A limiter with the timer that wakes its device.
 #[derive(Debug)]
 pub struct RateLimiter {
@@ -194,6 +214,19 @@ mod tests {
         assert_eq!((0..20).filter(|_| l.allow(1, 1_000_000_000)).count(), 2);
         l.update(&RateLimiterConfig { bandwidth: None, ops: bucket(0, 0, 0) });
         assert_eq!((0..20).filter(|_| l.allow(1, 0)).count(), 20);
+    }
+
+    #[test]
+    fn an_allowance_is_spent_and_comes_back_with_time() {
+        let config = TokenBucketConfig { size: 10, one_time_burst: Some(5), refill_time: 1000 };
+        let mut a = Allowance::new(&config).unwrap();
+        assert_eq!([a.spend(4, 7), a.spend(100, 7), a.spend(1, 7)], [4, 11, 0]);
+        assert_eq!([a.spend(9, 300_000_007), a.spend(9, 300_000_007)], [3, 0]);
+        assert_eq!(a.spend(u64::MAX, u64::MAX), 10);
+        for unlimited in [(0, 5), (5, 0)] {
+            let (size, refill_time) = unlimited;
+            assert!(Allowance::new(&TokenBucketConfig { size, one_time_burst: None, refill_time }).is_none());
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct BalloonConfig {
     pub free_page_hinting: bool,
 }
 
-/// What the guest has told of its memory; bytes or counts since boot (virtio 1.2, 5.5.6.4).
+/// What the guest has told of its memory; bytes or counts since boot (virtio 1.2, 5.5.6.4; from 10 on as Linux has them).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct GuestStats {
     /// Swapped in, bytes.
@@ -54,6 +54,24 @@ pub struct GuestStats {
     /// Huge pages refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hugetlb_failures: Option<u64>,
+    /// Programs ended for want of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kill: Option<u64>,
+    /// Allocations that took the slow way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alloc_stall: Option<u64>,
+    /// Looked at in the background, pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub async_scan: Option<u64>,
+    /// Looked at by who needed memory, pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_scan: Option<u64>,
+    /// Won in the background, pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub async_reclaim: Option<u64>,
+    /// Won by who needed memory, pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct_reclaim: Option<u64>,
 }
 
 impl GuestStats {
@@ -73,6 +91,12 @@ impl GuestStats {
                 7 => &mut stats.disk_caches,
                 8 => &mut stats.hugetlb_allocations,
                 9 => &mut stats.hugetlb_failures,
+                10 => &mut stats.oom_kill,
+                11 => &mut stats.alloc_stall,
+                12 => &mut stats.async_scan,
+                13 => &mut stats.direct_scan,
+                14 => &mut stats.async_reclaim,
+                15 => &mut stats.direct_reclaim,
                 _ => continue,
             };
             *field = value;

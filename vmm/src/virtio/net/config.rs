@@ -1,7 +1,8 @@
 //! `PUT /network-interfaces/{id}` in Firecracker's form, with passt as the way out that needs no privilege.
 
 use crate::virtio::ratelimit::RateLimiterConfig;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::net::Ipv4Addr;
 
 /// A network interface. Exactly one of `host_dev_name` and `passt_socket` must be there.
@@ -19,12 +20,27 @@ pub struct NetworkInterfaceConfig {
     /// The guest's MAC, as `06:00:ac:10:00:02`; absent: the guest chooses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mac: Option<Mac>,
+    /// Largest packet that the guest is told to send, in bytes, its Ethernet header aside; absent: the guest's own choice.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "mtu")]
+    pub mtu: Option<u16>,
     /// Limits what the guest receives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rx_rate_limiter: Option<RateLimiterConfig>,
     /// Limits what the guest sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiterConfig>,
+}
+
+/// What virtio and Firecracker allow.
+fn mtu<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u16>, D::Error> {
+    const LEAST: u16 = 68;
+    match Option::<u64>::deserialize(d)? {
+        None => Ok(None),
+        Some(n) => match u16::try_from(n) {
+            Ok(mtu) if mtu >= LEAST => Ok(Some(mtu)),
+            _ => Err(D::Error::custom(format!("mtu: {n} is not in {LEAST} to {}", u16::MAX))),
+        },
+    }
 }
 
 /// A MAC address, written as six pairs of hexadecimal digits with colons.

@@ -34,6 +34,7 @@ use tap::Tap;
 mod bits {
     pub(super) const CSUM: u64 = 1 << 0;
     pub(super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(super) const MTU: u64 = 1 << 3;
     pub(super) const MAC: u64 = 1 << 5;
     pub(super) const GUEST_TSO4: u64 = 1 << 7;
     pub(super) const GUEST_TSO6: u64 = 1 << 8;
@@ -221,6 +222,7 @@ pub struct Net {
     link: Link,
     incoming: Incoming,
     detour: Option<Box<dyn Detour>>,
+    mtu: Option<u16>,
     rx_limiter: RateLimiter,
     tx_limiter: RateLimiter,
     mergeable: bool,
@@ -274,6 +276,7 @@ impl Net {
             link,
             incoming: Incoming { bytes: vec![0; MAX_PACKET].into(), len: 0, paid: false },
             detour: None,
+            mtu: config.mtu,
             rx_limiter: limiter(&config.rx_rate_limiter)?,
             tx_limiter: limiter(&config.tx_rate_limiter)?,
             mergeable: false,
@@ -482,7 +485,8 @@ impl VirtioDevice for Net {
     fn features(&self) -> u64 {
         let mac = if self.mac.is_some() { bits::MAC } else { 0 };
         let offloads = if matches!(self.link, Link::Tap(_)) { bits::OFFLOADS } else { 0 };
-        mac | offloads | bits::MRG_RXBUF
+        let mtu = if self.mtu.is_some() { bits::MTU } else { 0 };
+        mac | mtu | offloads | bits::MRG_RXBUF
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -492,7 +496,9 @@ impl VirtioDevice for Net {
     /// `struct virtio_net_config` up to the MTU (5.1.4).
     fn config(&self) -> Vec<u8> {
         let mut c = self.mac.unwrap_or_default().to_vec();
-        c.extend([0, 0, 1, 0, 0, 0]);
+        // No status, one pair of queues.
+        c.extend([0, 0, 1, 0]);
+        c.extend(self.mtu.unwrap_or(0).to_le_bytes());
         c
     }
 

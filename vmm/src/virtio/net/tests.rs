@@ -47,6 +47,25 @@ fn get(peer: &mut UnixStream) -> Vec<u8> {
 }
 
 #[test]
+fn an_mtu_is_told_to_who_asks() {
+    let mtu = |text: &str| {
+        let json = format!(r#"{{"iface_id": "eth0", "passt_socket": "unused", "mtu": {text}}}"#);
+        serde_json::from_str::<NetworkInterfaceConfig>(&json).map_err(|e| e.to_string())
+    };
+    for bad in ["0", "67", "65536", "-1", "1.5", "18446744073709551615"] {
+        assert!(mtu(bad).is_err(), "{bad}");
+    }
+    assert!(mtu("67").unwrap_err().contains("mtu: 67 is not in 68 to 65535"));
+    for (text, value) in [("68", Some(68)), ("1400", Some(1400)), ("65535", Some(65535)), ("null", None)] {
+        let config = mtu(text).unwrap();
+        assert_eq!(config.mtu, value);
+        let net = Net::over(&config, UnixStream::pair().unwrap().0).unwrap();
+        assert_eq!(net.features() & 1 << 3 != 0, value.is_some());
+        assert_eq!(net.config()[10..], value.unwrap_or(0).to_le_bytes());
+    }
+}
+
+#[test]
 fn macs() {
     assert_eq!(config().guest_mac, Some(Mac(GUEST)));
     assert_eq!(String::from(Mac(GUEST)), "06:00:ac:10:00:02");

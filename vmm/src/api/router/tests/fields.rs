@@ -165,8 +165,8 @@ const FIELDS: &[Fields] = &[
         method: Put,
         path: "/network-interfaces/{iface_id}",
         needed: &[r#""iface_id": "n""#, r#""host_dev_name": "t""#],
-        taken: &[r#""guest_mac": "06:00:00:00:00:01""#, RX, TX],
-        refused: &[r#""mtu": 1500"#],
+        taken: &[r#""guest_mac": "06:00:00:00:00:01""#, r#""mtu": 1500"#, RX, TX],
+        refused: &[],
         ours: &[],
     },
     Fields {
@@ -189,8 +189,8 @@ const FIELDS: &[Fields] = &[
         method: Put,
         path: "/serial",
         needed: &[],
-        taken: &[r#""serial_out_path": "s""#],
-        refused: &[r#""rate_limiter": {"size": 1, "refill_time": 1}"#],
+        taken: &[r#""serial_out_path": "s""#, r#""rate_limiter": {"size": 1, "refill_time": 1}"#],
+        refused: &[],
         ours: &[],
     },
     Fields {
