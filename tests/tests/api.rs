@@ -110,6 +110,11 @@ fn life(test: &str, first: &str, second: &str) {
     assert_eq!(vm.state(), "Not started");
     vm.refuses("PATCH", "/vm", json!({"state": "Paused"}), "Not started");
     vm.refuses("PUT", "/actions", json!({"action_type": "InstanceStart"}), "boot-source");
+    let balloon = |mib: u32| json!({"amount_mib": mib, "deflate_on_oom": true});
+    vm.refuses("PUT", "/balloon", balloon(129), "amount_mib: the balloon's 129 MiB");
+    vm.does("PUT", "/balloon", balloon(100));
+    vm.refuses("PATCH", "/machine-config", json!({"mem_size_mib": 99}), "amount_mib: the balloon's 100 MiB");
+    vm.does("PUT", "/balloon", balloon(0));
     vm.does("PUT", "/metrics", json!({"metrics_path": text("metrics")}));
     vm.does("PUT", "/logger", json!({"log_path": text("log"), "level": "Debug", "show_level": true}));
     vm.configure(&scratch, "rate=20");

@@ -10,7 +10,7 @@ use crate::control::{
 };
 use crate::migrate::LimitsChange;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 
 /// Whoever does what requests ask for: the control thread, or a test.
@@ -86,6 +86,15 @@ enum ActionType {
     FlushMetrics,
 }
 
+/// What a whole machine configuration must have.
+#[derive(Deserialize)]
+struct WholeMachine {
+    #[serde(rename = "vcpu_count")]
+    _vcpu_count: IgnoredAny,
+    #[serde(rename = "mem_size_mib")]
+    _mem_size_mib: IgnoredAny,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct VmBody {
@@ -106,7 +115,8 @@ fn bad(why: impl Into<String>) -> Response {
 }
 
 fn unreadable(why: String) -> Response {
-    bad(format!("An error occurred when deserializing the json body of a request: {why}."))
+    let end = if why.ends_with('?') { "" } else { "." };
+    bad(format!("An error occurred when deserializing the json body of a request: {why}{end}"))
 }
 
 fn body<T: DeserializeOwned>(request: &Request) -> Result<T, Response> {
@@ -263,7 +273,12 @@ impl Router {
     fn put(&self, request: &Request, route: &Route, last: &str) -> Answer {
         match route.target {
             Target::BootSource => self.configure(ConfigPart::BootSource(body(request)?)),
-            Target::Machine => self.configure(ConfigPart::Machine(body(request)?)),
+            Target::Machine => {
+                let machine = body(request)?;
+                // A config file may leave them out, a request that replaces all may not, as in Firecracker.
+                any_body::<WholeMachine>(request)?;
+                self.configure(ConfigPart::Machine(machine))
+            }
             Target::Drive => {
                 let drive: DriveConfig = body(request)?;
                 named(last, &drive.drive_id)?;
@@ -298,7 +313,13 @@ impl Router {
 
     fn patch(&self, request: &Request, route: &Route, last: &str) -> Answer {
         match route.target {
-            Target::Machine => self.configure(ConfigPart::MachineUpdate(body(request)?)),
+            Target::Machine => {
+                let update = body(request)?;
+                match any_body::<serde_json::Map<String, Value>>(request)?.is_empty() {
+                    true => Err(bad("Empty PATCH request.")),
+                    false => self.configure(ConfigPart::MachineUpdate(update)),
+                }
+            }
             Target::Drive => {
                 let update: DriveUpdate = body(request)?;
                 named(last, &update.drive_id)?;

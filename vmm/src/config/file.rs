@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_observed_may_be_said_in_the_file_too() {
         let text = r#"{"boot-source": {"kernel_image_path": "k"}, "drives": null, "machine-config": null,
-            "logger": {"log_path": "l", "level": "Debug", "show_level": true, "module": "godwit_vmm::api"},
+            "logger": {"log_path": "l", "level": "dEBUG", "show_level": true, "module": "godwit_vmm::api"},
             "metrics": {"metrics_path": "m"}, "serial": {"serial_out_path": "s"}}"#;
         let file = parse(Path::new("x"), text).unwrap();
         assert_eq!(file.metrics.unwrap().metrics_path, Path::new("m"));

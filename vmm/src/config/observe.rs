@@ -6,26 +6,37 @@ use std::path::PathBuf;
 
 /// Least severity that is logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Level {
     /// Nothing.
-    #[serde(alias = "off", alias = "OFF")]
     Off,
     /// Failures.
-    #[serde(alias = "error", alias = "ERROR")]
     Error,
     /// And oddities.
-    #[serde(alias = "warning", alias = "WARNING", alias = "warn", alias = "WARN", alias = "Warn")]
     Warning,
     /// And what is worth knowing.
     #[default]
-    #[serde(alias = "info", alias = "INFO")]
     Info,
     /// And details.
-    #[serde(alias = "debug", alias = "DEBUG")]
     Debug,
     /// And everything.
-    #[serde(alias = "trace", alias = "TRACE")]
     Trace,
+}
+
+impl TryFrom<String> for Level {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Ok(match text.to_ascii_lowercase().as_str() {
+            "off" => Level::Off,
+            "error" => Level::Error,
+            "warn" | "warning" => Level::Warning,
+            "info" => Level::Info,
+            "debug" => Level::Debug,
+            "trace" => Level::Trace,
+            _ => return Err(format!("level {text:?}: say Off, Error, Warning, Info, Debug or Trace")),
+        })
+    }
 }
 
 /// Where and what to log.

@@ -71,6 +71,20 @@ pub enum ConfigPart {
     Entropy(EntropyConfig),
 }
 
+/// A balloon cannot take more than all of the memory.
+fn balloon_fits(balloon: Option<&BalloonConfig>, machine: &MachineConfig) -> Result<(), Invalid> {
+    match balloon {
+        Some(b) if u64::from(b.amount_mib) > machine.mem_size_mib => {
+            let why = format!(
+                "the balloon's {} MiB are more than the guest's {}",
+                b.amount_mib, machine.mem_size_mib
+            );
+            Err(Invalid::new("amount_mib", why))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl ConfigPart {
     /// Puts it into a configuration, in the place of what has its name.
     ///
@@ -85,11 +99,13 @@ impl ConfigPart {
             }
             ConfigPart::Machine(m) => {
                 m.validate()?;
+                balloon_fits(devices.balloon.as_ref(), &m)?;
                 config.machine = m;
             }
             ConfigPart::MachineUpdate(update) => {
                 let m = update.apply(&config.machine);
                 m.validate()?;
+                balloon_fits(devices.balloon.as_ref(), &m)?;
                 config.machine = m;
             }
             ConfigPart::Drive(d) => {
@@ -125,7 +141,10 @@ impl ConfigPart {
             ConfigPart::Balloon(b) if b.free_page_hinting => {
                 return Err(Invalid::new("free_page_hinting", "only false: use free_page_reporting"));
             }
-            ConfigPart::Balloon(b) => devices.balloon = Some(b),
+            ConfigPart::Balloon(b) => {
+                balloon_fits(Some(&b), &config.machine)?;
+                devices.balloon = Some(b);
+            }
             ConfigPart::Entropy(e) => devices.entropy = Some(e),
         }
         Ok(())

@@ -91,7 +91,10 @@ impl Control {
     pub(super) fn load(&mut self, request: &SnapshotLoad) -> Result<(), Denied> {
         unconfined()?;
         if self.config != MachineSpec::default() {
-            return Err(failed("a snapshot is loaded into a fresh instance, before anything is configured"));
+            return Err(failed(
+                "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources: \
+                 load it into a fresh instance",
+            ));
         }
         let (served_by, memory) = request.memory().map_err(failed)?;
         let mut loaded = snapshot::read_state(&request.snapshot_path).map_err(failed)?;

@@ -74,6 +74,7 @@ fn tap_hint(why: &io::Error, name: &str) -> String {
         Some(libc::EPERM | libc::EACCES) => {
             format!("; as root, make one for this user: ip tuntap add {name} mode tap user NAME")
         }
+        _ if name.len() >= libc::IFNAMSIZ => format!("; a name has at most {} bytes", libc::IFNAMSIZ - 1),
         Some(libc::ENOENT) => "; /dev/net/tun is not there: load the module tun".into(),
         _ => String::new(),
     }

@@ -117,6 +117,7 @@ const FIELDS: &[Fields] = &[
         taken: &[
             r#""log_path": "l""#,
             r#""level": "Info""#,
+            r#""level": "wArNiNg""#,
             r#""show_level": true"#,
             r#""show_log_origin": true"#,
             r#""module": "m""#,
