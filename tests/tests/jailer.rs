@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::jail::{self, GID, UID};
 
 /// The probe, in a directory without plugins.
@@ -440,6 +441,26 @@ fn device_nodes_are_those_of_the_chosen_backend() {
         let there =
             r.paths("file").iter().filter(|f| f.starts_with("/lib/godwit/libgodwit_backend_")).count();
         assert_eq!(there, plugins, "{id}");
+    }
+}
+
+#[test]
+fn a_jail_has_the_device_nodes_that_its_backend_declares() {
+    need_root!();
+    let base = Base::new();
+    for name in ["kvm", "interp"] {
+        let (path, plugin) = match Plugin::path(name).and_then(|path| Ok((path, Plugin::find(name)?))) {
+            Ok(found) => found,
+            Err(why) => {
+                eprintln!("SKIPPED a_jail_has_the_device_nodes_that_its_backend_declares: {why}");
+                continue;
+            }
+        };
+        let r = base.report(name, &["--backend", path.to_str().unwrap()]);
+        let mut nodes = r.paths("node");
+        // What every jail has.
+        nodes.retain(|n| !["/dev/net/tun", "/dev/urandom", "/dev/userfaultfd"].contains(n));
+        assert_eq!(nodes, plugin.needs().1, "{name}");
     }
 }
 

@@ -6,8 +6,8 @@
 //! `--seen DIR` prints what was used.
 
 use godwit_tests::conformance::plugin::Plugin;
+use godwit_tests::harness::cached;
 use godwit_tests::harness::jail::is_root;
-use godwit_tests::harness::{cached, program};
 use godwit_tests::syscalls::{DIR, Seen, follow, unused, unused_by_backend};
 use godwit_vmm::sandbox::table;
 use std::os::unix::process::CommandExt;
@@ -56,7 +56,7 @@ fn report(seen: &Seen) -> i32 {
         "the table: {rules} rules (row and kind of thread), {kept} of them kept for a reason given there"
     );
     for name in ["kvm", "interp"] {
-        let loaded = program(&format!("libgodwit_backend_{name}.so"))
+        let loaded = Plugin::path(name)
             .and_then(|path| godwit_vmm::plugin::Plugin::load(&path, &[]).map_err(|e| e.to_string()))
             .and_then(|plugin| plugin.probe().map(|_| plugin).map_err(|e| e.to_string()));
         match loaded {
