@@ -123,15 +123,30 @@ fn image() -> Vec<u8> {
     elf::write(&segments, ENTRY, ENTRY as u32)
 }
 
-/// Waits until it has said `n` more of each letter.
-fn hears(test: &str, vm: &Process, letters: &str, n: usize) {
-    let count = |c: char| vm.text().chars().filter(|said| *said == c).count();
-    let wanted: Vec<(char, usize)> = letters.chars().map(|c| (c, count(c) + n)).collect();
+/// How often it has said each of these letters, and `n` times more.
+fn more(vm: &Process, letters: &str, n: usize) -> Vec<(char, usize)> {
+    letters.chars().map(|c| (c, said(vm, c) + n)).collect()
+}
+
+fn said(vm: &Process, letter: char) -> usize {
+    vm.text().chars().filter(|c| *c == letter).count()
+}
+
+/// Waits until it has said each letter so often.
+fn hears(test: &str, vm: &Process, wanted: &[(char, usize)]) {
     let end = Instant::now() + PATIENCE;
-    while wanted.iter().any(|(c, n)| count(*c) < *n) {
+    while wanted.iter().any(|(c, n)| said(vm, *c) < *n) {
         assert!(Instant::now() < end, "{test}: {wanted:?} of {:?}; {}", vm.text(), vm.err());
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The timer goes on by both ways, and a key is heard.
+fn hears_all(test: &str, vm: &Process, api: &str) {
+    hears(test, vm, &more(vm, "pi", 3));
+    let wanted = more(vm, "kpi", 1);
+    types(api.as_ref());
+    hears(test, vm, &wanted);
 }
 
 fn types(api: &Path) {
@@ -153,9 +168,7 @@ fn interrupted(test: &str, here: &str, there: &str) {
     let [config, a, b, way] =
         ["vm.json", "a.sock", "b.sock", "way.sock"].map(|n| scratch.path(n).to_str().unwrap().to_owned());
     let first = Process::start(&godwit, &["--config-file", &config, "--api-sock", &a, "--backend", here], "");
-    hears(test, &first, "pi", 3);
-    types(a.as_ref());
-    hears(test, &first, "kpi", 1);
+    hears_all(test, &first, &a);
 
     let way = format!("unix:{way}");
     let args = ["receive", &way, "--api-sock", &b, "--backend", there, "--allow-tsc-mismatch"];
@@ -163,9 +176,7 @@ fn interrupted(test: &str, here: &str, there: &str) {
     second.wait_err("waiting for a guest");
     let moved = Command::new(&godwit).args(["migrate", "--api-sock", &a, &way]).output().unwrap();
     assert!(moved.status.success(), "{test}: {}", String::from_utf8_lossy(&moved.stderr));
-    hears(test, &second, "pi", 3);
-    types(b.as_ref());
-    hears(test, &second, "kpi", 1);
+    hears_all(test, &second, &b);
 }
 
 #[test]
