@@ -1,8 +1,8 @@
 //! `godwit-syscalls PROGRAM ARGUMENT...`: becomes PROGRAM, with a tracer beside it that notes which rules of the seccomp filters
 //! it uses, into the directory `GODWIT_SYSCALLS`. The harness puts it before godwit when that variable is set.
 //!
-//! `godwit-syscalls --unused DIR` compares what is in such a directory with the filters; it fails if a rule was not used,
-//! unless the machine lacks what the suites that use it need.
+//! `godwit-syscalls --unused DIR` compares what is in such a directory with the filters; it fails if a rule of the table was
+//! not used, unless the machine lacks what the suites that use it need.
 //! `--seen DIR` prints what was used.
 
 use godwit_tests::conformance::plugin::Plugin;
@@ -51,7 +51,7 @@ fn report(seen: &Seen) -> i32 {
         println!("SKIPPED unused rules: what the suites use is known for x86-64 only");
         return 0;
     }
-    let (mut missing, rules, kept) = unused(seen);
+    let (missing, rules, kept) = unused(seen);
     println!(
         "the table: {rules} rules (row and kind of thread), {kept} of them kept for a reason given there"
     );
@@ -62,8 +62,12 @@ fn report(seen: &Seen) -> i32 {
         match loaded {
             Ok(plugin) => {
                 let (more, rules) = unused_by_backend(seen, plugin.descriptor());
-                println!("the backend {name}: {rules} calls and requests beyond the table");
-                missing.extend(more);
+                println!(
+                    "the backend {name}: {rules} calls and requests beyond the table, {} not used:",
+                    more.len()
+                );
+                // Which of KVM's requests are used for the same thing depends on the host's KVM.
+                more.iter().for_each(|line| println!("not used on this host: {line}"));
             }
             Err(why) => println!("SKIPPED unused rules of the backend {name}: {why}"),
         }

@@ -383,8 +383,9 @@ On s390x the kernel finds some calls' arguments in memory, where no filter sees 
 the calls about sockets through `socketcall`, of which a filter sees only which it is: `socket` has no condition either. Linux on
 sparc64 takes no filters at all; godwit says so there, and starts only with `--no-seccomp`.
 
-`scripts/rules` runs the test suites with a tracer beside each godwit, and fails if a rule was not used, of the table
-or of a backend. Exempt is only a rule whose last column says why, for the threads that it names (without names: for all of them).
+`scripts/rules` runs the test suites with a tracer beside each godwit, and fails if a rule of the table was not
+used. Exempt is only a rule whose last column says why, for the threads that it names (without names: for all of them). It lists which of a backend's
+requests were not used: of KVM's that do the same, a host has some.
 
 | call | threads | only if | who makes it | kept, though not always seen, because |
 |---|---|---|---|---|
