@@ -157,6 +157,15 @@ pub const DIFFERENCES: &[Difference] = &[
         seen: Seen::BothRun,
     },
     Difference {
+        name: "maskmov-span",
+        instructions: "VMASKMOVPS, VMASKMOVPD, VPMASKMOVD and VPMASKMOVQ to memory",
+        amd: "a page fault is at the first byte in the bad page that would be written",
+        intel: "at another of the operand's bytes in that page: no rule was found that says which",
+        manual: "SDM vol. 3 (interrupt 14) and APM vol. 2, 8.2.15: CR2 has the linear address that faults; which byte of \
+                 an operand in two pages that is, neither says",
+        seen: Seen::IntelOnly,
+    },
+    Difference {
         name: "x87-unchanged",
         instructions: "FPREM, FPREM1 by infinity; FSCALE by zero",
         amd: "a denormal ST(0) that does not change underflows if that is unmasked: it is scaled, with UE",

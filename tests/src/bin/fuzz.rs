@@ -229,6 +229,19 @@ mod compare {
             names.iter().for_each(|name| t.aside.note(name));
             return;
         }
+        if b.fault == Some(14) && oracle::native::is_own(b.address) {
+            return;
+        }
+        // A processor that is asked by many for random numbers may have none (SDM vol. 1, 7.3.17).
+        let draws = |i: &iced_x86::Instruction| matches!(i.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed);
+        if list.iter().any(draws)
+            && (0..100).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                oracle::agree(&code, &native.run(&bytes, start), &b)
+            })
+        {
+            return;
+        }
         t.bad += 1;
         let code = oracle::minimise(code, |code| {
             let bytes = code.concat();

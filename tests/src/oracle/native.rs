@@ -14,6 +14,11 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 const PAGE: u64 = 0x2345_6000;
 const NONE: u64 = u64::MAX;
 
+/// Whether an address is of the page that these runs need themselves: what reads or writes there cannot be compared.
+pub fn is_own(address: u64) -> bool {
+    (PAGE..PAGE + 0x1000).contains(&address)
+}
+
 global_asm!(
     ".globl godwit_oracle_enter",
     "godwit_oracle_enter:",
