@@ -259,10 +259,11 @@ fn through_passt(test: &str) -> Result<(), String> {
         return Err("passt is not installed".into());
     }
     let mut all = space.exec().to_vec();
-    all.extend(["passt", "--foreground", "--one-off", "--socket", &socket, "-t", "18007:7"]);
+    all.extend(["passt", "--foreground", "--one-off", "--socket", &socket, "-t", "18007:7,18009:9"]);
     let mut passt = Process::start(Path::new("ip"), &all, "");
     let end = Instant::now() + PATIENCE;
-    while !Path::new(&socket).exists() {
+    // The socket's file is there before it listens; that it does is said.
+    while !passt.err().contains("qemu") {
         if !passt.is_alive() || Instant::now() > end {
             return Err(format!("passt does not start: {}", passt.err()));
         }
@@ -281,16 +282,42 @@ fn through_passt(test: &str) -> Result<(), String> {
         assert!(Instant::now() < end && here.is_alive(), "the guest does not start: {}", here.err());
         std::thread::sleep(Duration::from_millis(5));
     }
-    let client = Client::start(&space, "127.0.0.1:18007");
-    client.wait(100_000);
-    let (sent, received) = client.finish();
-    let line = format!("tcp numbers sent={received} received={sent} ok");
+    // One way at a time: passt of 2023 may send data after a frame that says it was sent, and with an acknowledgement that is
+    // out of date. The guest's smoltcp drops such data, and passt does not send it again.
+    let (sent, received) = std::thread::scope(|s| s.spawn(|| one_way_each(&space)).join().unwrap())
+        .map_err(|e| e.to_string())
+        .unwrap();
+    let line = format!("tcp sink sent=0 received={sent} ok");
     while !here.text().contains(&line) {
         assert!(Instant::now() < end, "no {line:?} in {}; {}", here.text(), here.err());
         std::thread::sleep(Duration::from_millis(5));
     }
     println!("{test}: {sent} bytes there, {received} back");
     Ok(())
+}
+
+/// Sends a megabyte to the guest's sink, takes one of its numbers, each byte checked: the bytes sent and received.
+fn one_way_each(space: &Namespace) -> std::io::Result<(usize, usize)> {
+    space.enter()?;
+    let connect = |port: u16| {
+        let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok::<_, std::io::Error>(stream)
+    };
+    let mut bytes = vec![0x5a; 1 << 20];
+    let mut sink = connect(18009)?;
+    sink.write_all(&bytes)?;
+    sink.shutdown(Shutdown::Write)?;
+    assert_eq!(sink.read(&mut [0])?, 0, "a sink says nothing");
+    let mut numbers = connect(18007)?;
+    // That passt answers the guest's SYN only with the client's first bytes.
+    numbers.write_all(&[0; 4])?;
+    numbers.read_exact(&mut bytes)?;
+    for (byte, at) in bytes.iter().zip(0..) {
+        assert_eq!(*byte, number_byte(at), "byte {at} is not the one that was sent");
+    }
+    Ok((bytes.len(), bytes.len()))
 }
 
 #[test]
