@@ -1,0 +1,59 @@
+//! `godwit-vectors FILE [--kvm]`: completes `vectors/system.txt`. A line without hex is assembled, one without outcome gets what QEMU
+//! says (TCG; asked to, KVM too). Where anybody, the interpreter too, says otherwise than the line, standard error shows it.
+//! Prints the file.
+
+use godwit_tests::system::{run, vector::Vector};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match complete() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("godwit-vectors: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn complete() -> Result<(), String> {
+    let path = std::env::args().nth(1).ok_or("godwit-vectors FILE")?;
+    let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+    let dir = std::env::temp_dir();
+    let is_vector = |line: &str| !line.starts_with('#') && !line.trim().is_empty();
+    let (mut vectors, mut bad) = (Vec::new(), String::new());
+    for line in text.lines().filter(|l| is_vector(l)) {
+        let mut v = Vector::parse(line)?;
+        if let Err(why) = run::complete(&mut v, &dir) {
+            bad += &why;
+        }
+        vectors.push(v);
+    }
+    if !bad.is_empty() {
+        return Err(bad);
+    }
+    let interp = run::interp(&vectors);
+    let tcg = run::qemu("tcg", &vectors, &dir)?;
+    let with_kvm = std::env::args().any(|a| a == "--kvm");
+    let kvm = with_kvm.then(|| run::qemu("kvm", &vectors, &dir)).transpose()?;
+    let mut lines = Vec::new();
+    for (n, v) in vectors.iter_mut().enumerate() {
+        let kvm = kvm.as_ref().map(|k| &k[n]);
+        if v.outcome.is_empty() {
+            // RF only from the interpreter: TCG does not set it.
+            let alike = run::without_rf(&tcg[n]) == run::without_rf(&interp[n]);
+            v.outcome.clone_from(if alike { &interp[n] } else { &tcg[n] });
+            v.oracles = "tcg".into();
+        }
+        for (who, says) in [("interp", Some(&interp[n])), ("tcg", Some(&tcg[n])), ("kvm", kvm)] {
+            if let Some(says) = says.filter(|s| run::without_rf(s) != run::without_rf(&v.outcome)) {
+                eprintln!("{}: {who} says\n  {says}\nnot\n  {}", v.name, v.outcome);
+            }
+        }
+        lines.push(v.line());
+    }
+    let mut lines = lines.into_iter();
+    for line in text.lines() {
+        println!("{}", if is_vector(line) { lines.next().unwrap_or_default() } else { line.into() });
+    }
+    Ok(())
+}
