@@ -149,9 +149,11 @@ pub(super) fn periodic_timer_fires(plugin: Plugin) {
     }
     assert!(ticks.iter().all(|e| *e == tick()), "{ticks:?}");
     let clock = rig.stop();
-    assert!(clock.kvmclock_ns >= 2_000_000 * ticks.len() as u64, "{} by {}", ticks.len(), clock.kvmclock_ns);
+    let (now, last) = (clock.kvmclock_ns, 2_000_000 * ticks.len() as u64);
+    assert!(now >= last, "{} ticks by {now}", ticks.len());
+    // On a slow host it may be due as the clock stops.
     let deadline = rig.cpu().save().lapic.timer_deadline_ns.expect("it runs on");
-    assert!(deadline > clock.kvmclock_ns && deadline <= clock.kvmclock_ns + 2_000_000);
+    assert!(deadline > last && deadline <= now + 2_000_000, "{deadline} after {last}, at {now}");
 }
 
 pub(super) fn tsc_deadline_fires(plugin: Plugin) {
