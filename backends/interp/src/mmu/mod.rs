@@ -332,7 +332,7 @@ impl Cpu {
     }
 
     fn check_alignment(&mut self, va: u64, bytes: usize) -> Exec {
-        if self.alignment_checked() && va & (bytes as u64 - 1) != 0 && bytes <= 8 {
+        if self.alignment_checked() && !self.implicit && va & (bytes as u64 - 1) != 0 && bytes <= 8 {
             self.raise(17, Some(0));
             return Err(Abort);
         }
