@@ -29,6 +29,7 @@ impl Random {
     }
 
     /// 64 random bits.
+    #[inline(always)]
     #[allow(clippy::should_implement_trait, reason = "not an iterator")]
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
@@ -38,11 +39,13 @@ impl Random {
     }
 
     /// Below `n`.
+    #[inline(always)]
     pub fn below(&mut self, n: u64) -> u64 {
         (self.next() >> 11) % n
     }
 
     /// True once in `n` times.
+    #[inline(always)]
     pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
