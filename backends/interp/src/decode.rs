@@ -19,6 +19,8 @@ use std::cell::Cell;
 
 /// Most instructions in a block.
 const MAX_INSNS: usize = 32;
+/// Most bytes of an instruction.
+const MAX_BYTES: usize = 15;
 const ARITH: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
@@ -297,15 +299,28 @@ fn in_model(i: &Instruction, features: Features) -> bool {
     })
 }
 
+/// Why instructions end before the block does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cut {
+    /// The buffer ends within the next.
+    Buffer,
+    /// The next has more than 15 bytes: #GP(0) (SDM vol. 2, 2.3.11).
+    TooLong,
+}
+
 /// Decodes from a buffer of code that starts `off` bytes into its page. Gives the instructions, in the first
-/// pass's order. The last may be invalid (a #UD), or cut off by the buffer's end (then it is left out).
-fn instructions(code: &[u8], off: u64, bits: u32, max: usize) -> (Vec<Instruction>, bool) {
+/// pass's order. The last may be invalid (a #UD); one that is cut is left out.
+fn instructions(code: &[u8], off: u64, bits: u32, max: usize) -> (Vec<Instruction>, Option<Cut>) {
     let mut decoder = Decoder::with_ip(bits, code, off, DecoderOptions::NONE);
     let mut out = Vec::with_capacity(16);
     while out.len() < max && decoder.can_decode() {
+        let bytes = &code[decoder.position()..];
         let i = decoder.decode();
         if i.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-            return (out, true);
+            return (out, Some(Cut::Buffer));
+        }
+        if i.is_invalid() && i.len() == MAX_BYTES && is_longer(bytes, bits) {
+            return (out, Some(Cut::TooLong));
         }
         let end = i.is_invalid()
             || ops::ends_block(&i)
@@ -315,7 +330,15 @@ fn instructions(code: &[u8], off: u64, bits: u32, max: usize) -> (Vec<Instructio
             break;
         }
     }
-    (out, false)
+    (out, None)
+}
+
+/// True if an instruction that is invalid within the most bytes there can be is so for having more. It begins with a prefix
+/// that it has twice: without that, an instruction that fits ends before these bytes do.
+fn is_longer(code: &[u8], bits: u32) -> bool {
+    let mut decoder = Decoder::new(bits, &code[1..MAX_BYTES], DecoderOptions::NONE);
+    let _ = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 /// Registers only, nothing that can fault: flags set before it cannot be seen through it.
@@ -402,26 +425,26 @@ impl Cpu {
         let mode = self.tag & mode::ALL;
         let bits = 16 << (mode & mode::BITS);
         let max = if mode & mode::STEP != 0 { 1 } else { MAX_INSNS };
-        let mut buffer = [0u8; 15 * MAX_INSNS];
+        let mut buffer = [0u8; MAX_BYTES * MAX_INSNS];
         let room = (PAGE_SIZE - off) as usize;
-        let want = if max == 1 { 15 } else { 256 };
+        let want = if max == 1 { MAX_BYTES } else { 256 };
         let here = room.min(want);
         self.watch_code(gpa, here as u64);
         self.read_physical(gpa, &mut buffer[..here]);
-        let (mut list, mut cut) = instructions(&buffer[..here], off, bits, max);
+        let (mut list, cut) = instructions(&buffer[..here], off, bits, max);
         let mut second = None;
-        if list.is_empty() && cut {
+        if list.is_empty() && cut == Some(Cut::Buffer) {
             // It goes on in the next page.
             let linear = self.linear_rip(self.rip);
             let next = (linear & !PAGE_MASK).wrapping_add(PAGE_SIZE);
             let next = if bits == 64 { next } else { next & 0xffff_ffff };
             let gpa2 = self.fetch(next)?;
-            self.watch_code(gpa2, 15);
-            self.read_physical(gpa2, &mut buffer[here..here + 15]);
-            (list, cut) = instructions(&buffer[..here + 15], off, bits, 1);
+            self.watch_code(gpa2, MAX_BYTES as u64);
+            self.read_physical(gpa2, &mut buffer[here..here + MAX_BYTES]);
+            (list, _) = instructions(&buffer[..here + MAX_BYTES], off, bits, 1);
             second = Some(gpa2);
         }
-        if list.is_empty() || cut && list.is_empty() {
+        if list.is_empty() {
             return Err(self.gp(0));
         }
         let mut draft = self.lower_all(&list, bits, mode, off);

@@ -93,13 +93,22 @@ impl Cpu {
         Ok(Descriptor { low: v as u32, high: (v >> 32) as u32, at })
     }
 
-    /// Base address bits 32 to 63 of a system descriptor in long mode.
-    pub(crate) fn high_base(&mut self, d: &Descriptor) -> Exec<u64> {
+    /// Base address of a system descriptor, which has 16 bytes in long mode.
+    pub(crate) fn system_base(&mut self, d: &Descriptor, selector: u16) -> Exec<u64> {
+        Ok(d.base() | u64::from(self.upper(d, selector)?) << 32)
+    }
+
+    /// Bits 32 to 63 of a system descriptor's base or a gate's offset in long mode; what stands where another descriptor
+    /// has its type must be clear (SDM vol. 3A, 5.8.3.1; APM vol. 2, 4.8.3).
+    pub(crate) fn upper(&mut self, d: &Descriptor, selector: u16) -> Exec<u32> {
         if !self.long_mode() {
-            return Ok(d.base());
+            return Ok(0);
         }
-        let high: u32 = self.system_read(d.at.wrapping_add(8))?;
-        Ok(d.base() | u64::from(high) << 32)
+        let upper: u64 = self.system_read(d.at.wrapping_add(8))?;
+        if upper >> 40 & 0x1f != 0 {
+            return Err(self.gp(u32::from(selector & 0xfffc)));
+        }
+        Ok(upper as u32)
     }
 
     /// Sets the accessed bit in memory, if it is clear.

@@ -312,7 +312,7 @@ pub const APIC_BUS_KHZ: u32 = 1_000_000;
 /// The CPUID table of vCPU `vcpu` of `vcpus` (its APIC id is its number).
 ///
 /// What an instruction sees differs in the bits that follow the CPU's own state: leaf 1 EDX bit 9 (IA32_APIC_BASE
-/// enable), leaf 1 ECX bit 27 (CR4.OSXSAVE), leaf 0xd subleaf 0 EBX (XCR0): [`patch_dynamic`] puts them in. A leaf that is not in
+/// enable), leaf 1 ECX bit 27 (CR4.OSXSAVE), leaf 0xd subleaves 0 and 1 EBX (XCR0): [`patch_dynamic`] puts them in. A leaf that is not in
 /// the table reads as zeros.
 pub fn cpuid_table(features: Features, vcpu: u32, vcpus: u32, tsc_khz: u64) -> Vec<CpuidEntry> {
     let text = |s: &[u8; 12]| {
@@ -404,6 +404,8 @@ pub fn cpuid_lookup(table: &[CpuidEntry], leaf: u32, subleaf: u32) -> [u32; 4] {
 pub fn patch_dynamic(leaf: u32, subleaf: u32, regs: &mut [u32; 4], apic_base: u64, cr4: u64, xcr0: u64) {
     const APIC_ENABLE: u64 = 1 << 11;
     const CR4_OSXSAVE: u64 = 1 << 18;
+    const XSAVEC: u32 = 1 << 1;
+    let xsave_size = |xcr0: u64| if xcr0 & 4 != 0 { 832 } else { 576 };
     match (leaf, subleaf) {
         (1, _) => {
             if apic_base & APIC_ENABLE == 0 {
@@ -415,7 +417,9 @@ pub fn patch_dynamic(leaf: u32, subleaf: u32, regs: &mut [u32; 4], apic_base: u6
             }
         }
         (0x8000_0001, _) if apic_base & APIC_ENABLE == 0 => regs[3] &= !(1 << 9),
-        (0xd, 0) if regs[0] != 0 => regs[1] = if xcr0 & 4 != 0 { 832 } else { 576 },
+        (0xd, 0) if regs[0] != 0 => regs[1] = xsave_size(xcr0),
+        // Of the compacted form, which is as large: AVX follows SSE (SDM vol. 2, CPUID).
+        (0xd, 1) if regs[0] & XSAVEC != 0 => regs[1] = xsave_size(xcr0),
         _ => {}
     }
 }
@@ -463,5 +467,15 @@ mod tests {
         assert_eq!(r[3] & (1 << 9), 0);
         assert_ne!(r[2] & (1 << 27), 0);
         assert_eq!(r[1] >> 24, 1);
+
+        let size = |features, subleaf, xcr0| {
+            let mut r = cpuid_lookup(&cpuid_table(features, 0, 1, 2_000_000), 0xd, subleaf);
+            patch_dynamic(0xd, subleaf, &mut r, 0xfee0_0000, 1 << 18, xcr0);
+            r[1]
+        };
+        let v3 = Model::V3.features().unwrap();
+        let compacting = all_features();
+        assert_eq!([size(v3, 0, 3), size(v3, 0, 7), size(v3, 1, 7)], [576, 832, 0]);
+        assert_eq!([size(compacting, 1, 3), size(compacting, 1, 7)], [576, 832]);
     }
 }

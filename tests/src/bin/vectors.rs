@@ -32,19 +32,23 @@ fn complete() -> Result<(), String> {
         return Err(bad);
     }
     let interp = run::interp(&vectors);
-    let tcg = run::qemu("tcg", &vectors, &dir)?;
+    // What TCG does otherwise than the manuals it may do for ever.
+    let asks_tcg = |v: &Vector| v.outcome.is_empty() || v.oracles.contains("tcg");
+    let asked: Vec<_> = vectors.iter().filter(|v| asks_tcg(v)).cloned().collect();
+    let mut tcg = run::qemu("tcg", &asked, &dir)?.into_iter();
     let with_kvm = std::env::args().any(|a| a == "--kvm");
     let kvm = with_kvm.then(|| run::qemu("kvm", &vectors, &dir)).transpose()?;
     let mut lines = Vec::new();
     for (n, v) in vectors.iter_mut().enumerate() {
         let kvm = kvm.as_ref().map(|k| &k[n]);
-        if v.outcome.is_empty() {
+        let tcg = asks_tcg(v).then(|| tcg.next()).flatten();
+        if let Some(tcg) = tcg.as_ref().filter(|_| v.outcome.is_empty()) {
             // RF only from the interpreter: TCG does not set it.
-            let alike = run::without_rf(&tcg[n]) == run::without_rf(&interp[n]);
-            v.outcome.clone_from(if alike { &interp[n] } else { &tcg[n] });
+            let alike = run::without_rf(tcg) == run::without_rf(&interp[n]);
+            v.outcome.clone_from(if alike { &interp[n] } else { tcg });
             v.oracles = "tcg".into();
         }
-        for (who, says) in [("interp", Some(&interp[n])), ("tcg", Some(&tcg[n])), ("kvm", kvm)] {
+        for (who, says) in [("interp", Some(&interp[n])), ("tcg", tcg.as_ref()), ("kvm", kvm)] {
             if let Some(says) = says.filter(|s| run::without_rf(s) != run::without_rf(&v.outcome)) {
                 eprintln!("{}: {who} says\n  {says}\nnot\n  {}", v.name, v.outcome);
             }

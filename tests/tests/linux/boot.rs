@@ -65,6 +65,7 @@ pub(crate) fn checked(
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
     let lines = vm.lines();
+    no_warnings(&lines);
     assert!(lines.iter().any(|l| l.contains("GODWIT-INIT")), "no init marker");
     assert_eq!(result(&lines, "cpus"), vcpus.to_string());
     let sum = here("yes godwit | head -c 1000000 | sha256sum | cut -d' ' -f1").expect("sha256sum is here");
@@ -79,6 +80,15 @@ pub(crate) fn checked(
     }
     assert_eq!(result(&lines, "loop"), s.to_string());
     lines
+}
+
+/// Nothing about the machine made the kernel wonder.
+pub(crate) fn no_warnings(lines: &[String]) {
+    let wonders =
+        |l: &&String| ["WARNING: ", "BUG: ", "Oops: ", "firmware bug"].iter().any(|w| l.contains(w));
+    if let Some(line) = lines.iter().find(wonders) {
+        panic!("the kernel says: {line}\n{}", lines.join("\n"));
+    }
 }
 
 /// What the guest's self-checks said of `what`.

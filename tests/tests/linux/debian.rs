@@ -2,6 +2,7 @@
 //!
 //! The guest's part is a shell script that it finds on its second disk.
 
+use crate::boot::no_warnings;
 use crate::guest::{Debian, Guest, until};
 use crate::net::{self, HOST, TAP, noise, sha256};
 use godwit_tests::harness::Scratch;
@@ -185,6 +186,7 @@ fn devices(name: &str, tcp_bytes: usize) {
     drop(go.accept().unwrap());
     vm.hear("balloon");
     assert_eq!(vm.process.wait_exit(), Some(0), "{}", vm.process.err());
+    no_warnings(&vm.process.lines());
     println!("{name}: TCP {tcp_bytes} bytes each way; the balloon gave back {given_back} MiB");
 
     // What the guest left on its disks.

@@ -2,6 +2,7 @@
 
 mod boot;
 mod clones;
+mod crypto;
 mod debian;
 mod guest;
 mod net;

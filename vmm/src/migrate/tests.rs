@@ -826,7 +826,7 @@ fn a_round_without_end_is_left_when_the_time_is_over() {
             continue;
         }
         let options = Options {
-            // One chunk takes longer than any test waits.
+            // One frame takes longer than any test waits, and there is more than one for each connection.
             bandwidth: Some(1000),
             timeout: Some(Duration::from_millis(200)),
             on_timeout: what,
@@ -899,7 +899,7 @@ fn to_a_listener(address: &Address, options: Options, before: impl FnOnce()) -> 
         (arrival, away)
     });
     before();
-    let machine = MockSource::new(&world, big_offer(), 10);
+    let machine = MockSource::new(&world, big_offer(), 200);
     let reach: Connect = Box::new(move || {
         let socket = connect(&address, patience)?;
         Ok(Link::new(Box::new(socket), Side::Source, patience))

@@ -114,9 +114,7 @@ impl Cpu {
         if kind == 12 {
             rip |= u64::from(g.high & 0xffff_0000);
         }
-        if long {
-            rip |= u64::from(self.system_read::<u32>(g.at.wrapping_add(8))?) << 32;
-        }
+        rip |= u64::from(self.upper(&g, selector)?) << 32;
         let target_code = u32::from(target & 0xfffc);
         if target_code == 0 {
             return Err(self.gp(0));

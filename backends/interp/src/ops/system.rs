@@ -438,7 +438,7 @@ ops! {
             if !d.present() {
                 return Err(cpu.raise(NP, Some(code)));
             }
-            let base = cpu.high_base(&d)?;
+            let base = cpu.system_base(&d, selector)?;
             cpu.sys.ldtr = d.segment(selector);
             cpu.sys.ldtr.base = base;
         }
@@ -459,7 +459,7 @@ ops! {
         if !d.present() {
             return Err(cpu.raise(NP, Some(code)));
         }
-        let base = cpu.high_base(&d)?;
+        let base = cpu.system_base(&d, selector)?;
         // Busy from now on.
         d.high |= 2 << 8;
         cpu.system_write::<u32>(d.at.wrapping_add(4), d.high)?;
