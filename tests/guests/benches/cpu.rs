@@ -7,6 +7,7 @@
 //! The `godwit` binary is `$GODWIT`, else the release build of this workspace; subjects that are
 //! not there are left out by name.
 
+use clap::Parser;
 use godwit_guests::bench;
 use godwit_guests::host::median;
 use std::collections::BTreeMap;
@@ -124,19 +125,27 @@ fn run(
     }
 }
 
+/// How fast the CPU backends are: the bench program on Godwit, on QEMU's TCG, and natively.
+#[derive(Parser)]
+struct Arguments {
+    /// Runs of each subject; the table has their medians.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// How much each kernel does, in percent.
+    #[arg(long, value_name = "PERCENT", default_value_t = 100)]
+    scale: u32,
+    /// Only these kernels.
+    #[arg(long, value_name = "NAME,NAME")]
+    only: Option<String>,
+    /// What cargo says to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 fn main() {
-    let (mut runs, mut options) = (5u32, String::from("scale=100"));
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value"));
-        match argument.as_str() {
-            "--runs" => runs = value().parse().expect("a number of runs"),
-            "--scale" => options = options.replace("scale=100", &format!("scale={}", value())),
-            "--only" => options = format!("{options} only={}", value()),
-            "--bench" => {} // cargo's own
-            other => panic!("unknown option {other}"),
-        }
-    }
+    let Arguments { runs, scale, only, .. } = Arguments::parse();
+    let only = only.map(|names| format!(" only={names}"));
+    let options = format!("scale={scale}{}", only.unwrap_or_default());
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let mut subjects = subjects(dir, &options);
     let (mut results, mut order) = (BTreeMap::new(), Vec::new());

@@ -9,6 +9,7 @@
 //! no guest RAM, after the work, with one and with four vCPUs. `scripts/setup --tests` installs kernel and initramfs; the
 //! `godwit` binary is `$GODWIT`, else the release build of this workspace; what is not there is left out by name.
 
+use clap::Parser;
 use godwit_guests::host::{self, median, own_memory};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -131,19 +132,26 @@ fn godwit(binary: &Path, backend: &str, vcpus: u32, kernel: &Path, initrd: &Path
     command
 }
 
+/// Debian's kernel and what it does then, on Godwit and on QEMU's TCG.
+#[derive(Parser)]
+struct Arguments {
+    /// Runs of each subject; the table has their medians.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Godwit's CPU backend.
+    #[arg(long, default_value = "interp")]
+    backend: String,
+    /// Most seconds for one run.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    limit: u64,
+    /// What cargo says to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
 fn main() {
-    let (mut runs, mut backend, mut limit) = (3u32, "interp".to_owned(), Duration::from_secs(600));
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().unwrap_or_else(|| panic!("{argument} needs a value"));
-        match argument.as_str() {
-            "--runs" => runs = value().parse().expect("a number of runs"),
-            "--backend" => backend = value(),
-            "--limit" => limit = Duration::from_secs(value().parse().expect("seconds")),
-            "--bench" => {} // cargo's own
-            other => panic!("unknown option {other}"),
-        }
-    }
+    let Arguments { runs, backend, limit, .. } = Arguments::parse();
+    let limit = Duration::from_secs(limit);
     let Some((kernel, initrd)) = images() else {
         return println!("left out: linux (no kernel and initramfs; scripts/setup --tests installs them)");
     };

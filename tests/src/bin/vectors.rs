@@ -2,11 +2,25 @@
 //! says (TCG; asked to, KVM too). Where anybody, the interpreter too, says otherwise than the line, standard error shows it.
 //! Prints the file.
 
+use clap::Parser;
 use godwit_tests::system::{run, vector::Vector};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Completes vectors of system instructions, and shows who says otherwise than they do. Prints the file.
+///
+/// A line without hex is assembled, one without outcome gets what QEMU's TCG says.
+#[derive(Parser)]
+struct Arguments {
+    /// The vectors: tests/vectors/system.txt.
+    file: PathBuf,
+    /// Show KVM's answers too, which need a processor with VMX or SVM.
+    #[arg(long)]
+    kvm: bool,
+}
+
 fn main() -> ExitCode {
-    match complete() {
+    match complete(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("godwit-vectors: {why}");
@@ -15,9 +29,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn complete() -> Result<(), String> {
-    let path = std::env::args().nth(1).ok_or("godwit-vectors FILE")?;
-    let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+fn complete(arguments: Arguments) -> Result<(), String> {
+    let path = &arguments.file;
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let dir = std::env::temp_dir();
     let is_vector = |line: &str| !line.starts_with('#') && !line.trim().is_empty();
     let (mut vectors, mut bad) = (Vec::new(), String::new());
@@ -36,8 +50,7 @@ fn complete() -> Result<(), String> {
     let asks_tcg = |v: &Vector| v.outcome.is_empty() || v.oracles.contains("tcg");
     let asked: Vec<_> = vectors.iter().filter(|v| asks_tcg(v)).cloned().collect();
     let mut tcg = run::qemu("tcg", &asked, &dir)?.into_iter();
-    let with_kvm = std::env::args().any(|a| a == "--kvm");
-    let kvm = with_kvm.then(|| run::qemu("kvm", &vectors, &dir)).transpose()?;
+    let kvm = arguments.kvm.then(|| run::qemu("kvm", &vectors, &dir)).transpose()?;
     let mut lines = Vec::new();
     for (n, v) in vectors.iter_mut().enumerate() {
         let kvm = kvm.as_ref().map(|k| &k[n]);

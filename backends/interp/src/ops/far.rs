@@ -29,12 +29,7 @@ impl Cpu {
         let call = (by == By::Call).then_some(next);
         if self.real_segments() {
             if let Some(back) = call {
-                let (cs, sp) = (self.seg[CS].selector, self.gpr[RSP]);
-                self.push_sized(size, u64::from(cs))?;
-                if self.push_sized(size, back).is_err() {
-                    self.gpr[RSP] = sp;
-                    return Err(crate::op::Abort);
-                }
+                self.push_return(size, back)?;
             }
             self.seg[CS].selector = selector;
             self.seg[CS].base = u64::from(selector) << 4;
@@ -68,16 +63,38 @@ impl Cpu {
             return Err(self.raise(NP, Some(code)));
         }
         self.check_target(&d, rip)?;
-        if let Some(back) = call {
-            let (cs, sp) = (self.seg[CS].selector, self.gpr[RSP]);
-            self.push_sized(size, u64::from(cs))?;
-            if self.push_sized(size, back).is_err() {
-                self.gpr[RSP] = sp;
-                return Err(crate::op::Abort);
-            }
+        self.far_within(&mut d, selector, call, rip, size)
+    }
+
+    /// Pushes CS and the offset to return to.
+    fn push_return(&mut self, size: u8, back: u64) -> Exec {
+        let (cs, sp) = (self.seg[CS].selector, self.gpr[RSP]);
+        self.push_sized(size, u64::from(cs))?;
+        let pushed = self.push_sized(size, back);
+        if pushed.is_err() {
+            self.gpr[RSP] = sp;
         }
-        let cpl = self.cpl;
-        self.set_code(&mut d, selector, cpl)?;
+        pushed
+    }
+
+    /// A transfer without a change of privilege to the code segment `d`; a call's place to return to is pushed.
+    fn far_within(
+        &mut self,
+        d: &mut Descriptor,
+        selector: u16,
+        call: Option<u64>,
+        rip: u64,
+        size: u8,
+    ) -> Exec {
+        let (cpl, sp) = (self.cpl, self.gpr[RSP]);
+        if let Some(back) = call {
+            self.push_return(size, back)?;
+        }
+        let done = self.set_code(d, selector, cpl);
+        if done.is_err() {
+            self.gpr[RSP] = sp;
+            return done;
+        }
         self.rip = rip;
         Ok(())
     }
@@ -134,30 +151,15 @@ impl Cpu {
         } else {
             2
         };
-        let Some(back) = call else {
-            if !d.conforming() && d.dpl() != self.cpl {
-                return Err(self.gp(target_code));
-            }
-            self.check_target(&d, rip)?;
-            let cpl = self.cpl;
-            self.set_code(&mut d, target, cpl)?;
-            self.rip = rip;
-            return Ok(());
-        };
-        self.check_target(&d, rip)?;
-        let old_cs = self.seg[CS].selector;
-        if d.conforming() || d.dpl() == self.cpl {
-            let sp = self.gpr[RSP];
-            self.push_sized(size, u64::from(old_cs))?;
-            if self.push_sized(size, back).is_err() {
-                self.gpr[RSP] = sp;
-                return Err(crate::op::Abort);
-            }
-            let cpl = self.cpl;
-            self.set_code(&mut d, target, cpl)?;
-            self.rip = rip;
-            return Ok(());
+        let within = d.conforming() || d.dpl() == self.cpl;
+        if call.is_none() && !within {
+            return Err(self.gp(target_code));
         }
+        self.check_target(&d, rip)?;
+        let Some(back) = call.filter(|_| !within) else {
+            return self.far_within(&mut d, target, call, rip, size);
+        };
+        let old_cs = self.seg[CS].selector;
         let cpl = d.dpl();
         let before = (self.seg[SS], self.gpr[RSP], self.seg[CS], self.cpl);
         let count = if long { 0 } else { g.high & 31 };

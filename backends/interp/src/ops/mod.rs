@@ -388,91 +388,44 @@ macro_rules! ops {
     () => {};
 }
 
+/// A handler for each of some widths in bits, in which `$t` is the type.
+macro_rules! by_bits {
+    ($bits:expr, $t:ident: $($n:literal $w:ty => $e:expr),*) => {
+        match $bits {
+            $($n => {
+                type $t = $w;
+                $e
+            })*
+            _ => return None,
+        }
+    };
+}
+
 /// A handler for each operand width.
 macro_rules! by_width {
     ($bits:expr, $t:ident => $e:expr) => {
-        match $bits {
-            8 => {
-                type $t = u8;
-                $e
-            }
-            16 => {
-                type $t = u16;
-                $e
-            }
-            32 => {
-                type $t = u32;
-                $e
-            }
-            64 => {
-                type $t = u64;
-                $e
-            }
-            _ => return None,
-        }
+        crate::ops::by_bits!($bits, $t: 8 u8 => $e, 16 u16 => $e, 32 u32 => $e, 64 u64 => $e)
     };
 }
 
 /// The same for the widths above a byte.
 macro_rules! by_wide {
     ($bits:expr, $t:ident => $e:expr) => {
-        match $bits {
-            16 => {
-                type $t = u16;
-                $e
-            }
-            32 => {
-                type $t = u32;
-                $e
-            }
-            64 => {
-                type $t = u64;
-                $e
-            }
-            _ => return None,
-        }
+        crate::ops::by_bits!($bits, $t: 16 u16 => $e, 32 u32 => $e, 64 u64 => $e)
     };
 }
 
 /// The same for the widths of 32 and 64.
 macro_rules! by_long {
     ($bits:expr, $t:ident => $e:expr) => {
-        match $bits {
-            32 => {
-                type $t = u32;
-                $e
-            }
-            64 => {
-                type $t = u64;
-                $e
-            }
-            _ => return None,
-        }
+        crate::ops::by_bits!($bits, $t: 32 u32 => $e, 64 u64 => $e)
     };
 }
 
 /// A handler of its own for the widths of 32 and 64, another for bytes and words.
 macro_rules! by_word {
     ($bits:expr, $t:ident => $e:expr, else $rare:expr) => {
-        match $bits {
-            8 => {
-                type $t = u8;
-                $rare
-            }
-            16 => {
-                type $t = u16;
-                $rare
-            }
-            32 => {
-                type $t = u32;
-                $e
-            }
-            64 => {
-                type $t = u64;
-                $e
-            }
-            _ => return None,
-        }
+        crate::ops::by_bits!($bits, $t: 8 u8 => $rare, 16 u16 => $rare, 32 u32 => $e, 64 u64 => $e)
     };
 }
 
@@ -493,4 +446,4 @@ macro_rules! by_form {
     };
 }
 
-pub(crate) use {by_form, by_long, by_wide, by_width, by_word, ops};
+pub(crate) use {by_bits, by_form, by_long, by_wide, by_width, by_word, ops};

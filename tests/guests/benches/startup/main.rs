@@ -31,7 +31,7 @@ fn main() {
             std::process::exit(1)
         });
     }
-    subjects::bench(&arguments);
+    subjects::bench();
 }
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]

@@ -2,6 +2,7 @@
 
 use crate::client::{PATIENCE, ask, connect};
 use crate::table::{Bar, Table, millis};
+use clap::Parser;
 use godwit_guests::host::{self, own_memory};
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -307,12 +308,25 @@ fn load() -> String {
     text.split(' ').next().unwrap_or("unknown").to_owned()
 }
 
-pub(crate) fn bench(arguments: &[String]) {
-    let value = |name: &str| arguments.iter().skip_while(|a| *a != name).nth(1);
-    let number = |text: &str| text.parse::<usize>().expect("a number");
-    let runs = value("--runs").map_or(21, |n| number(n));
-    let at_once: Vec<usize> = value("--at-once").map_or(vec![1, 100], |l| l.split(',').map(number).collect());
-    let only: Option<Vec<&str>> = value("--only").map(|l| l.split(',').collect());
+/// How soon a microVM is there, and what it costs to have one: beside a bare KVM VM and QEMU.
+#[derive(Parser)]
+struct Arguments {
+    /// Runs of each subject; the table has their medians.
+    #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// How many microVMs at once, a table for each number.
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_values_t = [1, 100])]
+    at_once: Vec<usize>,
+    /// Only these subjects, by the names in the table.
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// What cargo says to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+pub(crate) fn bench() {
+    let Arguments { runs, at_once, only, .. } = Arguments::parse();
     let place = [Path::new("/dev/shm"), Path::new(env!("CARGO_TARGET_TMPDIR"))];
     let place = place.into_iter().find(|p| p.is_dir()).unwrap_or(Path::new("."));
     let dir = place.join(format!("godwit-startup-{}", std::process::id()));
@@ -321,7 +335,7 @@ pub(crate) fn bench(arguments: &[String]) {
     let mut table = Table::default();
     for &n in &at_once {
         let mut subjects = subjects(&dir, n);
-        subjects.retain(|s| only.as_ref().is_none_or(|o| o.contains(&s.name.as_str())));
+        subjects.retain(|s| only.is_empty() || only.contains(&s.name));
         for _ in 0..runs {
             subjects.retain(|subject| match all_at_once(&subject.trial, n) {
                 Some(samples) => {

@@ -12,6 +12,7 @@ mod guest;
 mod plain;
 mod qemu;
 
+use clap::Parser;
 use godwit::{Transport, Way};
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::program;
@@ -120,15 +121,25 @@ fn load() -> String {
     std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
 }
 
+/// Live migration beside QEMU's, in one run, and the sizes of an idle guest's state.
+#[derive(Parser)]
+struct Arguments {
+    /// Only guests whose row says this, such as "full speed"; "blob": only the state's sizes.
+    #[arg(default_value = "")]
+    guest: String,
+    /// Only movers with this in their name, such as "TLS" or "handed over".
+    #[arg(default_value = "")]
+    mover: String,
+}
+
 fn main() {
+    let Arguments { guest: scenes, mover: movers } = Arguments::parse();
     let Ok(godwit) = program("godwit").or_else(|_| {
         let beside = std::env::current_exe().ok().and_then(|e| Some(e.parent()?.join("godwit")));
         beside.filter(|p| p.is_file()).ok_or(())
     }) else {
         return eprintln!("godwit is not built for this profile: cargo build --release --workspace");
     };
-    let mut words = std::env::args().skip(1);
-    let (scenes, movers) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let peer = godwit_guests::host::qemu().map_err(|why| println!("SKIPPED QEMU's rows: {why}")).ok();
     let kvm = Plugin::usable("kvm");
     if let Err(why) = &kvm {
@@ -139,9 +150,9 @@ fn main() {
         "| guest | mover | downtime, ms | guest's own silence, ms | total, ms | MiB sent | plain copy, ms | total/copy | rounds | throttle, % |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    for scene in SCENES.iter().filter(|s| s.what.contains(&scenes)) {
+    for scene in SCENES.iter().filter(|s| s.what.contains(&*scenes)) {
         let mut best = None::<f64>;
-        for settings in qemu::SETTINGS.iter().filter(|s| s.name.contains(&movers)) {
+        for settings in qemu::SETTINGS.iter().filter(|s| s.name.contains(&*movers)) {
             let Some(path) = &peer else { break };
             let outcome = qemu::run(path, settings, scene);
             if let Ok(Some(cost)) = &outcome {
@@ -149,7 +160,7 @@ fn main() {
             }
             row(scene, settings.name, &outcome, None);
         }
-        for way in WAYS.iter().filter(|w| w.name.contains(&movers)) {
+        for way in WAYS.iter().filter(|w| w.name.contains(&*movers)) {
             if way.backends.contains(&"kvm") && kvm.is_err() {
                 continue;
             }
@@ -159,7 +170,7 @@ fn main() {
         }
     }
     println!("\nRatios of downtime are to QEMU's shortest for the same guest. Load after: {}\n", load());
-    if "blob".contains(&scenes) {
+    if "blob".contains(&*scenes) {
         blob::compare(&godwit, peer.as_deref());
     }
 }
