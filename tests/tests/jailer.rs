@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::jail::{self, GID, UID};
+use godwit_tests::harness::program;
 
 /// The probe, in a directory without plugins.
 fn probe() -> &'static Path {
@@ -22,7 +23,7 @@ fn probe() -> &'static Path {
         fs::create_dir_all(&dir).unwrap();
         let dir = dir.canonicalize().unwrap();
         let (new, path) = (dir.join(format!("new-{}", std::process::id())), dir.join("jail-probe"));
-        fs::copy(env!("CARGO_BIN_EXE_jail-probe"), &new).unwrap();
+        fs::copy(program("jail-probe").unwrap(), &new).unwrap();
         fs::rename(new, &path).unwrap();
         path
     })
@@ -32,7 +33,7 @@ fn probe() -> &'static Path {
 fn jailer() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let path = Path::new(env!("CARGO_BIN_EXE_jail-probe")).with_file_name("godwit-jailer");
+        let path = program("jail-probe").unwrap().with_file_name("godwit-jailer");
         let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "godwit-jailer"]).status();
         assert!(path.is_file(), "godwit-jailer is not built: {built:?}");
         path

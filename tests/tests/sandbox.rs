@@ -20,8 +20,7 @@ const CHILD: &str = "GODWIT_SANDBOX_CHILD";
 fn plugin() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_BIN_EXE_jail-probe")).parent().unwrap();
-        let path = dir.join("libgodwit_backend_hostile.so");
+        let path = program("jail-probe").unwrap().with_file_name("libgodwit_backend_hostile.so");
         if std::env::var_os(CHILD).is_none() {
             let built = Command::new(env!("CARGO"))
                 .args(["build", "--quiet", "-p", "godwit-plugin-hostile"])
