@@ -5,7 +5,7 @@ use godwit_guests::elf::{self, Segment};
 use godwit_tests::conformance::plugin::Plugin;
 use godwit_tests::harness::{PATIENCE, Process, Scratch, ask, program};
 use iced_x86::code_asm::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -169,26 +169,42 @@ fn on_one_processor(pid: u32) {
     }
 }
 
+/// A guest with this program and `more` in its config file, with an API socket `api.sock` and its metrics in `metrics`; what is
+/// missing is said.
+fn started(
+    test: &str,
+    backend: &str,
+    program_of: fn() -> Asm,
+    more: impl FnOnce(&Scratch) -> Value,
+) -> Option<(Scratch, Process)> {
+    let found = Plugin::usable(backend).and_then(|_| program("godwit"));
+    let godwit = found.map_err(|why| println!("SKIPPED {test} on {backend}: {why}")).ok()?;
+    let scratch = Scratch::new(&format!("{test}-{backend}"));
+    let [kernel, metrics, api, config] =
+        ["hammer.elf", "metrics", "api.sock", "vm.json"].map(|n| scratch.path(n));
+    std::fs::write(&kernel, image(program_of().unwrap())).unwrap();
+    let mut spec = more(&scratch);
+    spec["boot-source"] = json!({"kernel_image_path": kernel});
+    spec["machine-config"] = json!({"vcpu_count": 1, "mem_size_mib": 32, "cpu_model": "x86-64"});
+    spec["metrics"] = json!({"metrics_path": metrics});
+    std::fs::write(&config, spec.to_string()).unwrap();
+    let [config, api] = [&config, &api].map(|p| p.to_str().unwrap());
+    let args = ["--backend", backend, "--config-file", config, "--api-sock", api];
+    let vm = Process::start(&godwit, &args, "");
+    Some((scratch, vm))
+}
+
 fn hammered(test: &str, program_of: fn() -> Asm) {
     for backend in ["kvm", "interp"] {
-        let godwit = match Plugin::usable(backend).and_then(|_| program("godwit")) {
-            Ok(godwit) => godwit,
-            Err(why) => {
-                println!("SKIPPED {test} on {backend}: {why}");
-                continue;
-            }
+        let Some((scratch, mut vm)) = started(
+            test,
+            backend,
+            program_of,
+            |scratch| json!({"entropy": {}, "logger": {"log_path": scratch.path("log"), "level": "Info"}}),
+        ) else {
+            continue;
         };
-        let scratch = Scratch::new(&format!("{test}-{backend}"));
-        std::fs::write(scratch.path("hammer.elf"), image(program_of().unwrap())).unwrap();
-        let [kernel, log, metrics, api, config] =
-            ["hammer.elf", "log", "metrics", "api.sock", "vm.json"].map(|n| scratch.path(n));
-        let spec = json!({"boot-source": {"kernel_image_path": kernel}, "entropy": {},
-            "machine-config": {"vcpu_count": 1, "mem_size_mib": 32, "cpu_model": "x86-64"},
-            "logger": {"log_path": log, "level": "Info"}, "metrics": {"metrics_path": metrics}});
-        std::fs::write(&config, spec.to_string()).unwrap();
-        let args = ["--backend", backend, "--config-file", config.to_str().unwrap(), "--api-sock"];
-        let args = args.iter().copied().chain([api.to_str().unwrap()]).collect::<Vec<_>>();
-        let mut vm = Process::start(&godwit, &args, "");
+        let [log, api] = ["log", "api.sock"].map(|n| scratch.path(n));
         let said = || vm.text().len();
         let until_more = |than: usize| {
             let end = Instant::now() + PATIENCE;
@@ -200,7 +216,7 @@ fn hammered(test: &str, program_of: fn() -> Asm) {
         until_more(0);
         on_one_processor(vm.id());
         let before = status(vm.id(), "VmHWM");
-        let asked = |method: &str, path: &str, body: serde_json::Value, wanted: u16| {
+        let asked = |method: &str, path: &str, body: Value, wanted: u16| {
             let body = if body.is_null() { String::new() } else { body.to_string() };
             let (status, answer) = ask(&api, method, path, &body).unwrap();
             assert_eq!(status, wanted, "{test} on {backend}: {method} {path} {body}: {answer}");
@@ -255,30 +271,18 @@ fn a_guest_that_breaks_its_device_again_and_again_starves_nobody() {
 fn a_serial_port_with_a_limit_fills_no_file() {
     let test = "a_serial_port_with_a_limit_fills_no_file";
     for backend in ["kvm", "interp"] {
-        let godwit = match Plugin::usable(backend).and_then(|_| program("godwit")) {
-            Ok(godwit) => godwit,
-            Err(why) => {
-                println!("SKIPPED {test} on {backend}: {why}");
-                continue;
-            }
+        let Some((scratch, vm)) = started(test, backend, serial, |scratch| {
+            // Nothing comes back while this runs.
+            let limit = json!({"size": 1000, "one_time_burst": 24, "refill_time": 360_000_000});
+            json!({"serial": {"serial_out_path": scratch.path("out"), "rate_limiter": limit}})
+        }) else {
+            continue;
         };
-        let scratch = Scratch::new(&format!("{test}-{backend}"));
-        std::fs::write(scratch.path("hammer.elf"), image(serial().unwrap())).unwrap();
-        let [kernel, out, metrics, api, config] =
-            ["hammer.elf", "out", "metrics", "api.sock", "vm.json"].map(|n| scratch.path(n));
-        // Nothing comes back while this runs.
-        let limit = json!({"size": 1000, "one_time_burst": 24, "refill_time": 360_000_000});
-        let spec = json!({"boot-source": {"kernel_image_path": kernel}, "metrics": {"metrics_path": metrics},
-            "machine-config": {"vcpu_count": 1, "mem_size_mib": 32, "cpu_model": "x86-64"},
-            "serial": {"serial_out_path": out, "rate_limiter": limit}});
-        std::fs::write(&config, spec.to_string()).unwrap();
-        let args = ["--backend", backend, "--config-file", config.to_str().unwrap(), "--api-sock"];
-        let args = args.iter().copied().chain([api.to_str().unwrap()]).collect::<Vec<_>>();
-        let vm = Process::start(&godwit, &args, "");
+        let [out, metrics, api] = ["out", "metrics", "api.sock"].map(|n| scratch.path(n));
         let end = Instant::now() + PATIENCE;
         let dropped = || {
             let text = std::fs::read_to_string(&metrics).unwrap_or_default();
-            let lines = text.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+            let lines = text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok());
             lines.filter_map(|l| l["uart"]["rate_limiter_dropped_bytes"].as_u64()).sum::<u64>()
         };
         while dropped() == 0 {

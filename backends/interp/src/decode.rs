@@ -299,28 +299,20 @@ fn in_model(i: &Instruction, features: Features) -> bool {
     })
 }
 
-/// Why instructions end before the block does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Cut {
-    /// The buffer ends within the next.
-    Buffer,
-    /// The next has more than 15 bytes: #GP(0) (SDM vol. 2, 2.3.11).
-    TooLong,
-}
-
 /// Decodes from a buffer of code that starts `off` bytes into its page. Gives the instructions, in the first
-/// pass's order. The last may be invalid (a #UD); one that is cut is left out.
-fn instructions(code: &[u8], off: u64, bits: u32, max: usize) -> (Vec<Instruction>, Option<Cut>) {
+/// pass's order, and whether the buffer cuts the next off. The last may be invalid (a #UD); one that is cut off is left out, and
+/// so is one of more than 15 bytes, which is a #GP(0) (SDM vol. 2, 2.3.11).
+fn instructions(code: &[u8], off: u64, bits: u32, max: usize) -> (Vec<Instruction>, bool) {
     let mut decoder = Decoder::with_ip(bits, code, off, DecoderOptions::NONE);
     let mut out = Vec::with_capacity(16);
     while out.len() < max && decoder.can_decode() {
         let bytes = &code[decoder.position()..];
         let i = decoder.decode();
         if i.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
-            return (out, Some(Cut::Buffer));
+            return (out, true);
         }
         if i.is_invalid() && i.len() == MAX_BYTES && is_longer(bytes, bits) {
-            return (out, Some(Cut::TooLong));
+            return (out, false);
         }
         let end = i.is_invalid()
             || ops::ends_block(&i)
@@ -330,7 +322,7 @@ fn instructions(code: &[u8], off: u64, bits: u32, max: usize) -> (Vec<Instructio
             break;
         }
     }
-    (out, None)
+    (out, false)
 }
 
 /// True if an instruction that is invalid within the most bytes there can be is so for having more. It begins with a prefix
@@ -433,7 +425,7 @@ impl Cpu {
         self.read_physical(gpa, &mut buffer[..here]);
         let (mut list, cut) = instructions(&buffer[..here], off, bits, max);
         let mut second = None;
-        if list.is_empty() && cut == Some(Cut::Buffer) {
+        if list.is_empty() && cut {
             // It goes on in the next page.
             let linear = self.linear_rip(self.rip);
             let next = (linear & !PAGE_MASK).wrapping_add(PAGE_SIZE);

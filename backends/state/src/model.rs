@@ -346,8 +346,8 @@ pub fn cpuid_table(features: Features, vcpu: u32, vcpus: u32, tsc_khz: u64) -> V
         sub(0xb, 2, [0, 0, 2, vcpu]),
     ];
     if xsave {
-        let size = if avx { 832 } else { 576 };
-        t.push(sub(0xd, 0, [if avx { 7 } else { 3 }, 576, size, 0]));
+        let xcr0 = if avx { 7 } else { 3 };
+        t.push(sub(0xd, 0, [xcr0, 576, xsave_size(xcr0.into()), 0]));
         t.push(sub(0xd, 1, [features.xsave_eax, 0, 0, 0]));
         if avx {
             t.push(sub(0xd, 2, [256, 576, 0, 0]));
@@ -400,12 +400,16 @@ pub fn cpuid_lookup(table: &[CpuidEntry], leaf: u32, subleaf: u32) -> [u32; 4] {
     table.iter().find(|e| e.leaf == leaf && e.subleaf.is_none_or(|s| s == subleaf)).map_or([0; 4], |e| e.regs)
 }
 
+/// Bytes of an XSAVE area with what XCR0 enables: legacy region and header, then AVX.
+fn xsave_size(xcr0: u64) -> u32 {
+    if xcr0 & 4 != 0 { 832 } else { 576 }
+}
+
 /// Puts the bits that follow the CPU's own state into what [`cpuid_lookup`] gave.
 pub fn patch_dynamic(leaf: u32, subleaf: u32, regs: &mut [u32; 4], apic_base: u64, cr4: u64, xcr0: u64) {
     const APIC_ENABLE: u64 = 1 << 11;
     const CR4_OSXSAVE: u64 = 1 << 18;
     const XSAVEC: u32 = 1 << 1;
-    let xsave_size = |xcr0: u64| if xcr0 & 4 != 0 { 832 } else { 576 };
     match (leaf, subleaf) {
         (1, _) => {
             if apic_base & APIC_ENABLE == 0 {

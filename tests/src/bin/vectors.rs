@@ -1,15 +1,15 @@
-//! `godwit-vectors FILE [--kvm]`: completes `vectors/system.txt`. A line without hex is assembled, one without outcome gets what QEMU
-//! says (TCG; asked to, KVM too). Where anybody, the interpreter too, says otherwise than the line, standard error shows it.
-//! Prints the file.
+//! `godwit-vectors FILE [--kvm]`: completes `vectors/system.txt`.
 
 use clap::Parser;
-use godwit_tests::system::{run, vector::Vector};
+use godwit_tests::system::run;
+use godwit_tests::system::vector::{Vector, is_vector};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Completes vectors of system instructions, and shows who says otherwise than they do. Prints the file.
 ///
-/// A line without hex is assembled, one without outcome gets what QEMU's TCG says.
+/// A line without hex is assembled, one without outcome gets what QEMU's TCG says. Where anybody, the interpreter too, says
+/// otherwise than the line, standard error shows it.
 #[derive(Parser)]
 struct Arguments {
     /// The vectors: tests/vectors/system.txt.
@@ -33,7 +33,6 @@ fn complete(arguments: Arguments) -> Result<(), String> {
     let path = &arguments.file;
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
     let dir = std::env::temp_dir();
-    let is_vector = |line: &str| !line.starts_with('#') && !line.trim().is_empty();
     let (mut vectors, mut bad) = (Vec::new(), String::new());
     for line in text.lines().filter(|l| is_vector(l)) {
         let mut v = Vector::parse(line)?;
@@ -47,7 +46,7 @@ fn complete(arguments: Arguments) -> Result<(), String> {
     }
     let interp = run::interp(&vectors);
     // What TCG does otherwise than the manuals it may do for ever.
-    let asks_tcg = |v: &Vector| v.outcome.is_empty() || v.oracles.contains("tcg");
+    let asks_tcg = |v: &Vector| v.outcome.is_empty() || v.trusts("tcg");
     let asked: Vec<_> = vectors.iter().filter(|v| asks_tcg(v)).cloned().collect();
     let mut tcg = run::qemu("tcg", &asked, &dir)?.into_iter();
     let kvm = arguments.kvm.then(|| run::qemu("kvm", &vectors, &dir)).transpose()?;

@@ -127,8 +127,7 @@ extern "C" fn on_fault(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut li
 
 /// The processor, held by one thread at a time.
 pub struct Native {
-    #[allow(dead_code, reason = "held for its lock")]
-    guard: MutexGuard<'static, ()>,
+    _guard: MutexGuard<'static, ()>,
     /// Where the code's page may be written.
     code: *mut u8,
 }
@@ -194,7 +193,7 @@ impl Native {
         if selectors() != (USER_CS.into(), USER_SS) {
             return Err("this kernel has other selectors for programs");
         }
-        let guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
         let code = MAP.get_or_init(map).ok_or("the oracle's addresses are taken")?;
         if !segments() {
             return Err("this kernel lets programs have no segments of their own (modify_ldt)");
@@ -212,7 +211,7 @@ impl Native {
                 libc::sigaction(signal, &action, std::ptr::null_mut());
             }
         }
-        Ok(Native { guard, code: code as *mut u8 })
+        Ok(Native { _guard, code: code as *mut u8 })
     }
 
     /// Why this processor cannot run a sequence: the first mnemonic that it lacks.

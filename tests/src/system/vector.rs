@@ -255,6 +255,16 @@ impl Vector {
             [&self.name, self.mode.name, &self.assembly, &hex, &self.setup, &self.oracles, &self.outcome];
         fields.map(str::to_string).join(" | ")
     }
+
+    /// True if the outcome is this oracle's word.
+    pub fn trusts(&self, oracle: &str) -> bool {
+        self.oracles.split(' ').any(|o| o == oracle)
+    }
+}
+
+/// True if a line of the file is a vector, not a remark or empty.
+pub fn is_vector(line: &str) -> bool {
+    !line.starts_with('#') && !line.trim().is_empty()
 }
 
 /// Every vector of the file.
@@ -262,8 +272,10 @@ impl Vector {
 /// # Panics
 /// If a line is wrong.
 pub fn all(text: &str) -> Vec<Vector> {
-    let lines = text.lines().filter(|l| !l.starts_with('#') && !l.trim().is_empty());
-    lines.map(|l| Vector::parse(l).unwrap_or_else(|why| panic!("{why}"))).collect()
+    text.lines()
+        .filter(|l| is_vector(l))
+        .map(|l| Vector::parse(l).unwrap_or_else(|why| panic!("{why}")))
+        .collect()
 }
 
 /// What GNU's assembler makes of a vector's assembly.

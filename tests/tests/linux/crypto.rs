@@ -91,11 +91,7 @@ fn openssl_computes_in_debian_what_it_computes_here() {
         "command -v openssl >/dev/null || { echo 'CHECK openssl none'; exit; }; echo 'CHECK openssl here'\n"
             .to_owned();
     script += &format!("cat >/run/sums <<'SUMS'\n{sums}\nSUMS\n");
-    script += "for flag in $(sed -n 's/^flags.*: //p' /proc/cpuinfo); do has=\"$has $flag \"; done\n";
-    script += &format!(
-        "for flag in {FLAGS}; do case $has in *\" $flag \"*) echo \"CHECK {{flag}} $flag\" ;; esac; done\n"
-    )
-    .replace("{flag}", "flag-$flag");
+    script += "echo \"CHECK flags $(sed -n 's/^flags.*: //p' /proc/cpuinfo)\"\n";
     for (way, mask) in WAYS {
         script += &format!(
             "OPENSSL_ia32cap='{mask}' bash /run/sums 2>&1 | sed 's/^/CHECK {way}-/'\necho 'CHECK {way} done'\n"
@@ -118,12 +114,9 @@ fn openssl_computes_in_debian_what_it_computes_here() {
             assert_eq!(vm.said(&format!("{way}-{name}")).as_deref(), Some(sum), "{name} by {way}");
         }
     }
+    let has = vm.hear("flags");
     for flag in FLAGS.split(' ') {
-        assert_eq!(
-            vm.said(&format!("flag-{flag}")).as_deref(),
-            Some(flag),
-            "the guest's processor has no {flag}"
-        );
+        assert!(has.split(' ').any(|f| f == flag), "the guest's processor has no {flag}: {has}");
     }
     assert_eq!(expected.lines().count(), 21, "{expected}");
     assert_eq!(vm.process.wait_exit(), Some(0), "{}", vm.process.err());

@@ -315,10 +315,10 @@ impl Router {
         match route.target {
             Target::Machine => {
                 let update = body(request)?;
-                match any_body::<serde_json::Map<String, Value>>(request)?.is_empty() {
-                    true => Err(bad("Empty PATCH request.")),
-                    false => self.configure(ConfigPart::MachineUpdate(update)),
+                if any_body::<serde_json::Map<String, Value>>(request)?.is_empty() {
+                    return Err(bad("Empty PATCH request."));
                 }
+                self.configure(ConfigPart::MachineUpdate(update))
             }
             Target::Drive => {
                 let update: DriveUpdate = body(request)?;
