@@ -3,7 +3,8 @@
 
 use godwit_guests::bench;
 use godwit_tests::conformance::plugin::Plugin;
-use godwit_tests::harness::{PATIENCE, Process, Scratch, ask, check_lines, program};
+use godwit_tests::harness::mount::{Mounted, run};
+use godwit_tests::harness::{PATIENCE, Process, Scratch, ask, check_lines, program, room};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::Read;
@@ -323,6 +324,9 @@ fn a_page_fault_handler_serves_memory_of_the_interpreter() {
 #[test]
 fn a_writer_that_is_killed_leaves_the_good_snapshot() {
     let test = "a_writer_that_is_killed_leaves_the_good_snapshot";
+    if let Err(why) = room(512) {
+        return println!("SKIPPED {test}: {why}");
+    }
     let backend = best();
     let Some(stage) = Stage::set(test, &[backend]) else { return };
     let vm = stage.counter("a.sock", backend, 512, "rate=20 fill=256");
@@ -362,15 +366,10 @@ fn a_full_disk_leaves_the_good_snapshot_and_the_guest() {
     let Some(stage) = Stage::set(test, &[backend]) else { return };
     let disk = stage.text("disk");
     std::fs::create_dir(&disk).unwrap();
-    // SAFETY: moves only this thread, which ends with the test, into a mount namespace of its own.
-    let own = unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0;
-    let run = |args: &[&str]| Command::new("mount").args(args).status().is_ok_and(|s| s.success());
-    if !own
-        || !run(&["--make-rprivate", "/"])
-        || !run(&["-t", "tmpfs", "-o", "size=40m", "godwit-test", &disk])
-    {
-        return println!("SKIPPED {test}: no right to mount");
-    }
+    let _mounted = match Mounted::new(&["-t", "tmpfs", "-o", "size=40m", "godwit-test"], Path::new(&disk)) {
+        Ok(mounted) => mounted,
+        Err(why) => return println!("SKIPPED {test}: {why}"),
+    };
     let vm = stage.counter("a.sock", backend, 64, "rate=20 fill=24");
     let said = vm.pause();
     vm.does("PUT", "/snapshot/create", stage.files("disk/s"));
@@ -543,26 +542,18 @@ fn a_busy_guest_with_all_devices_goes_on_in_the_interpreter() {
     busy("a_busy_guest_with_all_devices_goes_on_in_the_interpreter", &["interp"]);
 }
 
-/// Runs a program that must succeed.
-fn run(words: &[&str]) -> Result<(), String> {
-    let output =
-        Command::new(words[0]).args(&words[1..]).output().map_err(|e| format!("{}: {e}", words[0]))?;
-    let why = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(format!("{words:?}: {why}")) }
-}
-
 /// A file system that takes no writes until this is gone.
 struct Frozen<'a>(&'a str);
 
 impl<'a> Frozen<'a> {
     fn new(dir: &'a str) -> Result<Self, String> {
-        run(&["fsfreeze", "--freeze", dir]).map(|()| Frozen(dir))
+        run(Command::new("fsfreeze").args(["--freeze", dir])).map(|()| Frozen(dir))
     }
 }
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        let _ = run(&["fsfreeze", "--unfreeze", self.0]);
+        let _ = run(Command::new("fsfreeze").args(["--unfreeze", self.0]));
     }
 }
 
@@ -593,20 +584,15 @@ fn a_disk_that_hangs_is_named_and_the_guest_goes_on_when_it_is_back() {
     if !stage.busy_kernel(test) {
         return;
     }
-    // A file system of its own, in a mount namespace of this thread and its children.
     let (image, dir) = (stage.text("fs.img"), stage.text("fs"));
     std::fs::create_dir(&dir).unwrap();
     File::create(&image).unwrap().set_len(16 << 20).unwrap();
-    // SAFETY: moves only this thread, which ends with the test, into a mount namespace of its own.
-    if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } != 0 {
-        return println!("SKIPPED {test}: no right to make a mount namespace");
-    }
-    let mounted = run(&["mount", "--make-rprivate", "/"])
-        .and_then(|()| run(&["mkfs.ext4", "-q", "-F", &image]))
-        .and_then(|()| run(&["mount", "-o", "loop", &image, &dir]));
-    if let Err(why) = mounted {
-        return println!("SKIPPED {test}: {why}");
-    }
+    let mounted = run(Command::new("mkfs.ext4").args(["-q", "-F", &image]))
+        .and_then(|()| Mounted::new(&["-o", "loop", &image], Path::new(&dir)));
+    let _mounted = match mounted {
+        Ok(mounted) => mounted,
+        Err(why) => return println!("SKIPPED {test}: {why}"),
+    };
     let disk = format!("{dir}/disk");
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
     let config = json!({

@@ -5,6 +5,7 @@
 pub mod fault;
 pub mod inside;
 pub mod jail;
+pub mod mount;
 pub mod moves;
 pub mod net;
 
@@ -36,6 +37,20 @@ pub fn cached<const N: usize>(names: [&str; N], part: &str) -> Result<[PathBuf; 
         Some(missing) => Err(format!("{} is missing: scripts/setup {part}", missing.display())),
         None => Ok(paths),
     }
+}
+
+/// Whether scratch directories have room for a test that writes so many MiB, and for its neighbours.
+///
+/// # Errors
+/// There is less: the test is to be skipped.
+pub fn room(mib: u64) -> Result<(), String> {
+    let dir = std::env::temp_dir();
+    let disk = rustix::fs::statvfs(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let (free, wanted) = (disk.f_bavail.saturating_mul(disk.f_frsize) >> 20, 4 * mib);
+    if free < wanted {
+        return Err(format!("{} has {free} MiB free of {wanted} wanted (set TMPDIR)", dir.display()));
+    }
+    Ok(())
 }
 
 /// A directory of a test's own, gone with it.

@@ -1,6 +1,7 @@
 //! A Linux guest under the real program: from a config file, with an API socket, and what it prints.
 
-use godwit_tests::harness::{PATIENCE, Process, Scratch, cached, program};
+use godwit_tests::harness::mount::run;
+use godwit_tests::harness::{PATIENCE, Process, Scratch, cached, program, room};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -29,6 +30,7 @@ pub(crate) struct Debian {
 impl Debian {
     /// All that is needed, or why not.
     pub(crate) fn find() -> Result<Self, String> {
+        room(512)?;
         let names = ["debian.bzImage", "debian.initramfs.cpio.gz", "debian.ext4"];
         let [kernel, initrd, root] = cached(names, "--rootfs")?;
         let (godwit, plugin) = (program("godwit")?, program("libgodwit_backend_interp.so")?);
@@ -38,8 +40,7 @@ impl Debian {
     /// A copy of the root file system, as sparse as it is.
     pub(crate) fn root(&self, scratch: &Scratch) -> PathBuf {
         let copy = scratch.path("root.ext4");
-        let done = Command::new("cp").arg("--sparse=always").args([&self.root, &copy]).status();
-        assert!(done.is_ok_and(|s| s.success()), "the root file system is not copied");
+        run(Command::new("cp").arg("--sparse=always").args([&self.root, &copy])).unwrap();
         copy
     }
 
