@@ -268,13 +268,7 @@ impl Stage {
         let args =
             ["receive", &at, "--backend", backend, "--api-sock", api.to_str().unwrap(), "--idle-s", "1"];
         let process = Process::start(&self.godwit, &args, "");
-        process.wait_err("waiting for a guest on");
-        if !wait_until(|| process.err().contains('\n')) {
-            return Err("half a line".into());
-        }
-        let line = process.err();
-        let place =
-            line.lines().find_map(|l| l.split_once("waiting for a guest on ")).ok_or("where?")?.1.parse()?;
+        let place = process.wait_place()?.parse()?;
         Ok((Node { process, api }, place))
     }
 

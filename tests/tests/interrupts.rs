@@ -173,7 +173,7 @@ fn interrupted(test: &str, here: &str, there: &str) {
     let way = format!("unix:{way}");
     let args = ["receive", &way, "--api-sock", &b, "--backend", there, "--allow-tsc-mismatch"];
     let second = Process::start(&godwit, &args, "");
-    second.wait_err("waiting for a guest");
+    second.wait_place().unwrap();
     let moved = Command::new(&godwit).args(["migrate", "--api-sock", &a, &way]).output().unwrap();
     assert!(moved.status.success(), "{test}: {}", String::from_utf8_lossy(&moved.stderr));
     hears_all(test, &second, &b);

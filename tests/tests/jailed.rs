@@ -206,20 +206,6 @@ fn migrate(api: &Path, to: &str) {
     );
 }
 
-/// Where a receiver waits, by its own word, which comes in pieces.
-fn waits_on(process: &Process) -> String {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let err = process.err();
-        let line = err.split("waiting for a guest on ").nth(1).and_then(|rest| rest.split_once('\n'));
-        if let Some((place, _)) = line {
-            return place.split_whitespace().next().unwrap().to_owned();
-        }
-        assert!(Instant::now() < end, "it does not wait for a guest: {err}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Outside, into a jail, into another one, and out again.
 fn moves(test: &str, [out, one, two, home]: [&str; 4]) {
     let Some((base, scratch)) = needed(test, &[out, one, two, home]) else { return };
@@ -238,16 +224,16 @@ fn moves(test: &str, [out, one, two, home]: [&str; 4]) {
     };
     // Over a Unix socket that the jailed receiver makes in its jail.
     let first = receive("one", one, "unix:/run/move.sock");
-    waits_on(&first.process);
+    first.process.wait_place().unwrap();
     migrate(Path::new(&a), &format!("unix:{}", first.path("run/move.sock").display()));
     first.process.wait_lines(3).unwrap();
     let second = receive("two", two, "tcp:127.0.0.1:0");
-    let at = waits_on(&second.process);
+    let at = second.process.wait_place().unwrap();
     migrate(&first.path("run/api.sock"), &at);
     second.process.wait_lines(3).unwrap();
     let last =
         Process::start(&godwit, &["receive", "tcp:127.0.0.1:0", "--api-sock", &z, "--backend", home], "");
-    let at = waits_on(&last);
+    let at = last.wait_place().unwrap();
     migrate(&second.path("run/api.sock"), &at);
     last.wait_lines(3).unwrap();
     check_lines(&[source.text(), first.process.text(), second.process.text(), last.text()]);

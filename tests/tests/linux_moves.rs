@@ -241,7 +241,7 @@ fn linux_moves_ten_times_and_its_connection_stays() {
             &program,
             &["receive", &at, "--insecure", "--backend", "interp", "--api-sock", sock.to_str().unwrap()],
         );
-        next.wait_err("waiting for a guest");
+        next.wait_place().unwrap();
         let body = json!({"action": "send", "target": at, "insecure": true}).to_string();
         let asked = ask(&api(number - 1), "PUT", "/migration", &body).unwrap();
         assert_eq!(asked.0, 204, "{asked:?}");

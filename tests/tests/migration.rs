@@ -312,8 +312,8 @@ fn a_guest_goes_over_tls_to_a_name_with_its_address() {
     let source = stage.source("interp", 64, "rate=20", "s.api", "");
     let args = ["receive", &format!("tcp:{loopback}:0"), "--backend", "interp", "--tls-dir", &tls];
     let receiver = Process::start(&stage.godwit, &args, "");
-    receiver.wait_err("waiting for a guest on ");
-    let port = receiver.err().trim().rsplit(':').next().unwrap().to_owned();
+    let place = receiver.wait_place().unwrap();
+    let (_, port) = place.rsplit_once(':').unwrap();
     let migrate = |target: &str| {
         let args = ["migrate", "--api-sock", &stage.text("s.api"), target, "--tls-dir", &tls];
         Command::new(&stage.godwit).args(args).output().unwrap()

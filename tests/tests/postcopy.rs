@@ -152,7 +152,7 @@ fn a_host_without_userfaultfd_says_so_before_any_page() {
             &["receive", &at, "--backend", "interp"],
             "",
         );
-        there.wait_err("waiting for a guest");
+        there.wait_place().unwrap();
         let mut more = vec!["--postcopy"];
         more.extend(fallback.then_some("--postcopy-fallback"));
         let moved = stage.migrate_to("s.api", &at, &more);

@@ -205,10 +205,7 @@ impl Stage {
         }
         args.extend(more);
         let process = Process::start(&self.godwit, &args, fault);
-        process.wait_err("\n");
-        let said = process.err();
-        let place = said.lines().find_map(|l| l.split_once("waiting for a guest on "));
-        let place = place.ok_or_else(|| format!("does not wait: {said}"))?.1.to_owned();
+        let place = process.wait_place()?;
         Ok((Life { process, api, read: 0 }, place))
     }
 }

@@ -192,7 +192,7 @@ fn moves(test: &str, backends: &[&str]) -> Result<(), String> {
             i,
             &["receive", &target, "--backend", backend, "--api-sock", &api(i), "--allow-tsc-mismatch"],
         );
-        receiver.wait_err("waiting for a guest");
+        receiver.wait_place().unwrap();
         client.gap_us.store(0, Ordering::SeqCst);
         let mut ask = Command::new(godwit);
         ask.args(["migrate", "--api-sock", &api(i - 1), &target, "--allow-tsc-mismatch"]);

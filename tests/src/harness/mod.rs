@@ -102,6 +102,12 @@ pub fn traced(program: &Path) -> Command {
     }
 }
 
+/// Where a receiver waits for a guest, of what it has said on stderr: lines come in pieces.
+pub fn place(said: &str) -> Option<&str> {
+    let (place, _) = said.split_once("waiting for a guest on ")?.1.split_once('\n')?;
+    place.split_whitespace().next()
+}
+
 /// A running program. Dropping it kills it.
 pub struct Process {
     child: Child,
@@ -179,6 +185,25 @@ impl Process {
         let end = Instant::now() + PATIENCE;
         while !self.err().contains(text) {
             assert!(Instant::now() < end, "standard error does not say {text:?} but: {}", self.err());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until it says where it waits for a guest: the address, of a line that has come whole.
+    ///
+    /// # Errors
+    /// It ends before, or says nothing in all patience.
+    pub fn wait_place(&self) -> Result<String, String> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let ended = self.readers.iter().all(JoinHandle::is_finished);
+            let said = self.err();
+            if let Some(place) = place(&said) {
+                return Ok(place.to_owned());
+            }
+            if ended || Instant::now() > end {
+                return Err(format!("it waits for no guest: {said}"));
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
     }

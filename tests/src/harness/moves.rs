@@ -84,11 +84,8 @@ impl Stage {
         let mut args = vec!["receive", at, "--backend", backend, "--api-sock", &api];
         args.extend(more);
         let receiver = Process::start(&self.godwit, &args, fault);
-        receiver.wait_err("waiting for a guest");
-        receiver.wait_err("\n");
-        let said = receiver.err();
-        let place = said.lines().find_map(|l| l.split_once("waiting for a guest on "));
-        (receiver, place.unwrap_or_default().1.to_owned())
+        let place = receiver.wait_place().unwrap();
+        (receiver, place)
     }
 
     /// `godwit migrate` to the Unix socket `socket`; guest memory is copied unless `more` says otherwise.

@@ -12,6 +12,7 @@ mod linux;
 
 use godwit_guests::bench;
 use godwit_guests::counter::Checker;
+use godwit_tests::harness::place;
 use host::{Check, Host, Result, Screen, Stop, backends, lock, say, title};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -35,9 +36,6 @@ enum Guest {
     Linux,
 }
 
-/// What a receiver says before the address it listens on.
-const WAITING: &str = "waiting for a guest on ";
-
 /// One hop: a receiver at `stop`, and the guest sent there; over TCP with TLS where there are certificates.
 fn hop(
     program: &Path,
@@ -57,12 +55,8 @@ fn hop(
     let mut args = vec!["receive", wanted.as_str()];
     args.extend(&tls);
     let mut to = Host::start(stop, api, &args, screen)?;
-    let address = |said: &str| {
-        let line = said.split_once(WAITING)?.1;
-        line.split_once('\n').map(|(address, _)| address.trim().to_owned())
-    };
-    to.wait("while it was to listen", |said| address(said).is_some())?;
-    let target = address(&lock(&to.errors)).ok_or("no address")?;
+    to.wait("while it was to listen", |said| place(said).is_some())?;
+    let target = place(&lock(&to.errors)).ok_or("no address")?.to_owned();
     let out = Command::new(program)
         .args(["migrate", "--json", "--api-sock"])
         .arg(&from.api)

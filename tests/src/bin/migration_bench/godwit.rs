@@ -57,10 +57,8 @@ fn receive(
         args.extend(["--tls-dir", &tls]);
     }
     let process = Process::start(program, &args, "");
-    process.wait_err("\n");
-    let said = process.err();
-    let place = said.lines().find_map(|l| l.split_once("waiting for a guest on "));
-    Ok((process, api, place.ok_or_else(|| format!("does not wait: {said}"))?.1.to_owned()))
+    let place = process.wait_place()?;
+    Ok((process, api, place))
 }
 
 fn send(life: &Life, scratch: &Scratch, way: &Way, place: &str) -> Result<Option<Value>, String> {
